@@ -1,0 +1,65 @@
+# make lists the targets; CI (.ci/run) calls the same ones.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+export CGO_ENABLED := 0
+
+# Everything that tests, the lab and the demo use beside Go. This is the only list.
+PACKAGES := ca-certificates git make openssh-client openssh-server iproute2 procps \
+	systemd-container debootstrap dbus nix-bin zstd
+
+VERSION := $(shell git describe --always --dirty --tags 2>/dev/null || echo unknown)
+GOFLAGS_BUILD := -trimpath -buildvcs=false -ldflags "-s -w -X cairn/client/cli.Version=$(VERSION)"
+
+T ?= 30s
+N ?= 200
+
+.PHONY: help deps build test demo check fuzz root crash compat lab clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+deps: ## install the Debian packages that tests and demo use (root; else says what is missing)
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ]; then \
+		echo "not installed:" $$missing; echo "as root: make deps. Tests that need them skip."; exit 0; fi; \
+	policy=/usr/sbin/policy-rc.d; \
+	[ -e $$policy ] || { printf '#!/bin/sh\nexit 101\n' > $$policy; chmod 755 $$policy; trap "rm -f $$policy" EXIT; }; \
+	apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $$missing
+
+build: ## build the static binary ./cairn
+	go build $(GOFLAGS_BUILD) -o cairn .
+
+test: deps ## run all tests that need no lab hosts
+	go vet ./...
+	go test -timeout 15m ./...
+
+demo: deps build ## two lab hosts: deploy, change, break, roll back, collect (root)
+	./tests/demo
+
+check: ## formatting, vet and tests with the race detector
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt -w" $$bad; exit 1; }
+	go vet ./...
+	CGO_ENABLED=1 go test -race -timeout 20m ./...
+
+fuzz: ## fuzz every decoder for T each (make fuzz T=30s)
+	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r d; do \
+		for f in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' $$d/*_test.go | cut -c6-); do \
+			echo "== $$d $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(T) $$d || exit 1; done; done
+
+root: ## tests that need root: sandbox, activation
+	CAIRN_ROOT=1 go test -count=1 -timeout 15m ./daemon/... ./services/...
+
+crash: ## kill -9 the daemon N times under load (make crash N=200)
+	CAIRN_CRASH=$(N) go test -count=1 -v -timeout 60m ./tests/crash
+
+compat: ## Debian's nix as the client of our daemon
+	CAIRN_COMPAT=1 go test -count=1 -timeout 20m ./tests/compat
+
+lab: ## deploy and activation on real hosts (root)
+	CAIRN_LAB=1 go test -count=1 -timeout 30m ./tests/lab/... ./deploy/...
+
+clean: ## remove what was built
+	rm -f cairn
