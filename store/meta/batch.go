@@ -1,0 +1,278 @@
+package meta
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/dgraph-io/badger/v4"
+
+	"cairn/store"
+)
+
+// rowOverhead is what a row costs in a transaction besides key and value.
+const rowOverhead = 24
+
+// Batch is a list of changes that become durable together. The zero value is empty.
+type Batch struct {
+	rows []row
+	size int
+	adds bool
+	err  error
+}
+
+// row is a change; a nil value deletes.
+type row struct{ key, value []byte }
+
+func (b *Batch) put(key, value []byte) {
+	b.adds = true
+	b.rows = append(b.rows, row{key, value})
+	b.size += len(key) + len(value) + rowOverhead
+}
+
+func (b *Batch) remove(key []byte) {
+	b.rows = append(b.rows, row{key, nil})
+	b.size += len(key) + rowOverhead
+}
+
+func (b *Batch) fail(err error) {
+	if b.err == nil {
+		b.err = err
+	}
+}
+
+// Size returns the number of bytes that count towards DB.MaxBatch.
+func (b *Batch) Size() int { return b.size }
+
+// Append adds the changes of c after those of b.
+func (b *Batch) Append(c *Batch) {
+	b.rows = append(b.rows, c.rows...)
+	b.size += c.size
+	b.adds = b.adds || c.adds
+	if c.err != nil {
+		b.fail(c.err)
+	}
+}
+
+// PutObject adds or replaces an object.
+func (b *Batch) PutObject(d Digest, o *Object) {
+	v, err := o.encode()
+	if err != nil {
+		b.fail(fmt.Errorf("encode row of %s: %w", d, err))
+		return
+	}
+	b.put(objectKey(d), v)
+}
+
+// PutRealisation adds or replaces a realisation.
+func (b *Batch) PutRealisation(r *store.Realisation) {
+	v, err := encodeRealisation(r)
+	if err != nil {
+		b.fail(fmt.Errorf("encode realisation %s: %w", r.ID, err))
+		return
+	}
+	b.put(realisationKey(r.ID), v)
+	b.put(realisedByKey(DigestOf(r.OutPath), r.ID), []byte{})
+}
+
+// DeleteRealisation removes a realisation of the object out.
+func (b *Batch) DeleteRealisation(id store.DrvOutput, out Digest) {
+	b.remove(realisationKey(id))
+	b.remove(realisedByKey(out, id))
+}
+
+// PutOutput says that the output of derivation drv is the object out;
+// realised tells that only a realisation says so, so that the row goes with the object.
+func (b *Batch) PutOutput(drv Digest, output string, out store.Path, realised bool) {
+	v := []byte{1, 0}
+	if realised {
+		v[1] = 1
+	}
+	v, err := appendString(v, out.Base())
+	if err != nil {
+		b.fail(err)
+		return
+	}
+	b.put(outputKey(drv, output), v)
+	b.put(deriverKey(DigestOf(out), drv, output), []byte{})
+}
+
+func (b *Batch) deleteOutput(drv Digest, output string, out Digest) {
+	b.remove(outputKey(drv, output))
+	b.remove(deriverKey(out, drv, output))
+}
+
+// PutLease adds or replaces a lease.
+func (b *Batch) PutLease(l *Lease) {
+	v, err := l.encode()
+	if err != nil {
+		b.fail(fmt.Errorf("encode lease of %q: %w", l.Owner, err))
+		return
+	}
+	b.put(leaseKey(l.Owner), v)
+}
+
+// DeleteLease removes a lease.
+func (b *Batch) DeleteLease(owner string) { b.remove(leaseKey(owner)) }
+
+// Forget adds to b the deletion of an object and, when rows is set, of every row that speaks of it as
+// the output of a derivation or as a derivation.
+func (d *DB) Forget(b *Batch, object Digest, rows bool) error {
+	b.remove(objectKey(object))
+	if !rows {
+		return nil
+	}
+	ids, err := d.RealisationsOf(object)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		b.DeleteRealisation(id, object)
+	}
+	outputs, err := d.Outputs(object)
+	if err != nil {
+		return err
+	}
+	for _, o := range outputs {
+		b.deleteOutput(object, o.Name, DigestOf(o.Path))
+	}
+	return d.forgetDerivers(b, object)
+}
+
+// forgetDerivers removes the rows that call object an output because it was realised so.
+func (d *DB) forgetDerivers(b *Batch, object Digest) error {
+	derivers, err := d.Derivers(object)
+	if err != nil {
+		return err
+	}
+	for _, r := range derivers {
+		o, err := d.output(r.Drv, r.Output)
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+		if err == nil && DigestOf(o.Path) == object && o.Realised {
+			b.deleteOutput(r.Drv, r.Output, object)
+		}
+	}
+	return nil
+}
+
+type request struct {
+	batch *Batch
+	reply chan error
+}
+
+// MaxBatch returns the size limit of a batch.
+func (d *DB) MaxBatch() int { return int(d.opts.MemTableSize / 8) }
+
+// Commit makes a batch durable, together with others that wait.
+func (d *DB) Commit(b *Batch) error {
+	if b.err != nil {
+		return b.err
+	}
+	if len(b.rows) == 0 {
+		return nil
+	}
+	if b.size > d.MaxBatch() {
+		return fmt.Errorf("commit %d rows: %w", len(b.rows), ErrTooLarge)
+	}
+	r := &request{batch: b, reply: make(chan error, 1)}
+	d.mu.RLock()
+	if d.closed {
+		d.mu.RUnlock()
+		return ErrClosed
+	}
+	d.requests <- r
+	d.mu.RUnlock()
+	return <-r.reply
+}
+
+// run is the committing goroutine: it takes one request, all that wait behind it and fit, and
+// commits them in one transaction.
+func (d *DB) run() {
+	defer close(d.done)
+	var next *request
+	for {
+		r, ok := next, true
+		if next = nil; r == nil {
+			if r, ok = <-d.requests; !ok {
+				return
+			}
+		}
+		group, size := []*request{r}, r.batch.size
+	gather:
+		for {
+			select {
+			case q, ok := <-d.requests:
+				if !ok {
+					break gather
+				}
+				if size += q.batch.size; size > d.MaxBatch() {
+					next = q
+					break gather
+				}
+				group = append(group, q)
+			default:
+				break gather
+			}
+		}
+		d.commitGroup(group)
+	}
+}
+
+// commitGroup commits requests together; those that add are refused first when space is short.
+func (d *DB) commitGroup(group []*request) {
+	full := d.Room()
+	kept := group[:0]
+	for _, r := range group {
+		if r.batch.adds && full != nil {
+			r.reply <- fmt.Errorf("commit: %w", full)
+			continue
+		}
+		kept = append(kept, r)
+	}
+	if len(kept) == 0 {
+		return
+	}
+	err := error(nil)
+	if full != nil {
+		err = d.roomToShrink()
+	}
+	if err == nil {
+		err = d.commit(kept)
+	}
+	for _, r := range kept {
+		r.reply <- err
+	}
+	if full == nil {
+		d.restoreBallast()
+	}
+}
+
+func (d *DB) commit(group []*request) error {
+	txn := d.badger.NewTransaction(true)
+	defer txn.Discard()
+	for _, r := range group {
+		for _, w := range r.batch.rows {
+			if err := write(txn, w); err != nil {
+				return fmt.Errorf("commit: %w", err)
+			}
+		}
+	}
+	if err := txn.Commit(); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	return nil
+}
+
+func write(txn *badger.Txn, w row) error {
+	err := error(nil)
+	if w.value == nil {
+		err = txn.Delete(w.key)
+	} else {
+		err = txn.Set(w.key, w.value)
+	}
+	if errors.Is(err, badger.ErrTxnTooBig) {
+		return ErrTooLarge
+	}
+	return err
+}

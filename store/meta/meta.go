@@ -1,0 +1,306 @@
+// Package meta is the metadata database of a local store: a Badger database behind one method per
+// question, and the only package that imports Badger.
+//
+// # Schema, version 1
+//
+// A key is a one-byte table and binary columns; an object is named by the 20 bytes that the 32
+// digits of its path encode. Integers are little-endian, a string is a u16 length and bytes, a
+// record starts with a version byte (1) and must end where its last column ends, so that each
+// record has exactly one encoding.
+//
+//	table  key                                 record
+//	0x01   settings: name                      raw bytes ("schema" = u32, "dir" = logical store directory)
+//	0x02   objects: object                     flags u8, narHash [32], narSize u64, registered i64, name,
+//	                                           [deriver: object, name], [CA: method u8, algorithm u8, digest],
+//	                                           references: u32 × object, signatures: u16 × string
+//	0x03   realisations: drv hash [32], output base, signatures: u16 × string,
+//	                                           dependents: u16 × (drv hash [32], output, base), sorted
+//	0x04   realised by: object, drv hash, output   –
+//	0x05   outputs: drv object, output         flags u8 (1 = through a realisation), base
+//	0x06   derivers: object, drv object, output    –
+//	0x07   leases: owner                       expiry i64 (Unix seconds), paths: u32 × base
+//
+// References are digests only: whatever an object refers to is itself an object, except for the
+// moment between two batches, which must therefore come references first (additions) or referrers
+// first (deletions). Tables 0x04 and 0x06 are indexes of 0x03 and 0x05. Referrers are not stored:
+// package disk holds the graph in memory.
+//
+// # Invariants
+//
+//   - A batch is atomic and durable when Commit returns nil. Batches that wait at the same time share one
+//     synced transaction: a single goroutine commits (Badger itself does one msync per transaction).
+//   - A batch above MaxBatch bytes is refused; whoever has more splits it in the order above.
+//   - Badger writes through memory maps, so that a full disk kills the process with SIGBUS. Hence no
+//     batch is tried below the reserve of free space (ErrNoSpace), batches that only make room may use the
+//     reserve, and a ballast file is given up when even that is gone; it comes back when there is room.
+//   - One process. The directory is locked.
+//
+// Values stay below Badger's value threshold; the value log holds nothing and needs no collection.
+// Space of deleted rows comes back by compaction.
+package meta
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
+
+	"cairn/store"
+)
+
+// Errors that callers test for with errors.Is.
+var (
+	// ErrNotFound says that there is no such row.
+	ErrNotFound = errors.New("no such row")
+	// ErrNoSpace says that the file system has less free space than the database must keep.
+	ErrNoSpace = errors.New("no space left")
+	// ErrTooLarge says that a batch does not fit into one transaction.
+	ErrTooLarge = errors.New("batch is too large for one transaction")
+	// ErrClosed says that the database is closed.
+	ErrClosed = errors.New("database is closed")
+)
+
+const schemaVersion = 1
+
+// Tables.
+const (
+	tableSettings byte = iota + 1
+	tableObjects
+	tableRealisations
+	tableRealisedBy
+	tableOutputs
+	tableDerivers
+	tableLeases
+)
+
+// Options of a database; the zero value works.
+type Options struct {
+	Logger *slog.Logger // default: discard
+	// MemTableSize bounds a transaction (15 % of it) and memory (twice it); default 32 MiB, at least 8 MiB.
+	MemTableSize int64
+	// Reserve is the free space below which nothing is added; default 64 MiB and
+	// as much as a compaction may need. Smaller values risk death by SIGBUS on a full disk.
+	Reserve int64
+	// Ballast is the size of the file given up when the disk is full; default 16 MiB, negative: none.
+	Ballast int64
+}
+
+// DB is an open database.
+type DB struct {
+	dir    string
+	store  store.Dir
+	opts   Options
+	badger *badger.DB
+
+	requests chan *request
+	done     chan struct{}
+	once     sync.Once
+
+	mu     sync.RWMutex // guards closed against sends on requests; held for moments only
+	closed bool
+
+	ballastChecked time.Time // only the committing goroutine
+}
+
+// Open opens or makes the database in the directory dir for a store with the logical directory storeDir.
+func Open(dir string, storeDir store.Dir, opts *Options) (*DB, error) {
+	d := &DB{dir: dir, store: storeDir, opts: withDefaults(opts), requests: make(chan *request, 256), done: make(chan struct{})}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	if err := d.roomToOpen(); err != nil {
+		return nil, fmt.Errorf("open database %s: %w", dir, err)
+	}
+	if err := d.openBadger(); err != nil {
+		return nil, fmt.Errorf("open database %s: %w", dir, err)
+	}
+	if err := d.checkSettings(); err != nil {
+		d.badger.Close()
+		return nil, fmt.Errorf("open database %s: %w", dir, err)
+	}
+	if err := syncDir(dir); err != nil {
+		d.badger.Close()
+		return nil, fmt.Errorf("open database %s: %w", dir, err)
+	}
+	d.restoreBallast()
+	go d.run()
+	return d, nil
+}
+
+func withDefaults(opts *Options) Options {
+	var o Options
+	if opts != nil {
+		o = *opts
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.MemTableSize == 0 {
+		o.MemTableSize = 32 << 20
+	}
+	o.MemTableSize = max(o.MemTableSize, 8<<20)
+	if o.Reserve == 0 {
+		o.Reserve = 64 << 20
+	}
+	if o.Ballast == 0 {
+		o.Ballast = 16 << 20
+	}
+	return o
+}
+
+// openBadger opens it twice when need be: after a kill there may be memtable files that were made
+// but not written, which the first try repairs or trips over.
+func (d *DB) openBadger() error {
+	var err error
+	for range 2 {
+		if err = removeEmpty(d.dir); err != nil {
+			return err
+		}
+		if d.badger, err = badger.Open(d.badgerOptions()); err == nil {
+			return nil
+		}
+		d.opts.Logger.Warn("open database: trying again", "dir", d.dir, "error", err)
+	}
+	return err
+}
+
+func (d *DB) badgerOptions() badger.Options {
+	return badger.DefaultOptions(d.dir).
+		WithSyncWrites(true).
+		WithCompression(options.None).WithBlockCacheSize(0).WithIndexCacheSize(0).
+		WithMemTableSize(d.opts.MemTableSize).WithNumMemtables(2).
+		WithNumLevelZeroTables(4).WithNumLevelZeroTablesStall(10).WithNumCompactors(2).
+		WithValueLogFileSize(16 << 20).WithDetectConflicts(false).WithMetricsEnabled(false).
+		WithNumVersionsToKeep(1).WithLogger(logger{d.opts.Logger})
+}
+
+// removeEmpty unlinks memtable and value log files of no bytes, which make Badger refuse to open.
+func removeEmpty(dir string) error {
+	for _, pattern := range []string{"*.mem", "*.vlog"} {
+		names, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if fi, err := os.Stat(name); err == nil && fi.Size() == 0 {
+				if err := os.Remove(name); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// checkSettings writes the settings of a new database and checks those of an old one.
+func (d *DB) checkSettings() error {
+	schema, err := d.get(settingKey("schema"))
+	if errors.Is(err, ErrNotFound) {
+		return d.writeSettings()
+	}
+	if err != nil {
+		return err
+	}
+	if len(schema) != 4 || binary.LittleEndian.Uint32(schema) != schemaVersion {
+		return fmt.Errorf("schema %x is not version %d; it was written by another cairn", schema, schemaVersion)
+	}
+	dir, err := d.get(settingKey("dir"))
+	if err != nil {
+		return err
+	}
+	if store.Dir(dir) != d.store {
+		return fmt.Errorf("it belongs to the store directory %s, wanted is %s", dir, d.store)
+	}
+	return nil
+}
+
+func (d *DB) writeSettings() error {
+	return d.badger.Update(func(txn *badger.Txn) error {
+		if err := txn.Set(settingKey("dir"), []byte(d.store)); err != nil {
+			return err
+		}
+		return txn.Set(settingKey("schema"), binary.LittleEndian.AppendUint32(nil, schemaVersion))
+	})
+}
+
+func settingKey(name string) []byte { return append([]byte{tableSettings}, name...) }
+
+// Close commits what waits and closes the database.
+func (d *DB) Close() error {
+	var err error
+	d.once.Do(func() {
+		d.mu.Lock()
+		d.closed = true
+		close(d.requests)
+		d.mu.Unlock()
+		<-d.done
+		err = d.badger.Close()
+	})
+	if err != nil {
+		return fmt.Errorf("close database %s: %w", d.dir, err)
+	}
+	return nil
+}
+
+// get returns a copy of a row.
+func (d *DB) get(key []byte) ([]byte, error) {
+	var value []byte
+	err := d.badger.View(func(txn *badger.Txn) error {
+		item, err := txn.Get(key)
+		if err != nil {
+			return err
+		}
+		value, err = item.ValueCopy(nil)
+		return err
+	})
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return nil, ErrNotFound
+	}
+	return value, err
+}
+
+// scan calls fn for each row whose key starts with prefix, in key order.
+// Key and value are only lent.
+func (d *DB) scan(prefix []byte, values bool, fn func(key, value []byte) error) error {
+	return d.badger.View(func(txn *badger.Txn) error {
+		it := txn.NewIterator(badger.IteratorOptions{PrefetchValues: values, PrefetchSize: 256, Prefix: prefix})
+		defer it.Close()
+		for it.Rewind(); it.ValidForPrefix(prefix); it.Next() {
+			item := it.Item()
+			if !values {
+				if err := fn(item.Key(), nil); err != nil {
+					return err
+				}
+				continue
+			}
+			if err := item.Value(func(v []byte) error { return fn(item.Key(), v) }); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+// logger gives Badger's messages to slog, one level lower: they are about its own housekeeping.
+type logger struct{ *slog.Logger }
+
+func (l logger) Errorf(f string, a ...any)   { l.Error("database: " + fmt.Sprintf(f, a...)) }
+func (l logger) Warningf(f string, a ...any) { l.Warn("database: " + fmt.Sprintf(f, a...)) }
+func (l logger) Infof(f string, a ...any)    { l.Debug("database: " + fmt.Sprintf(f, a...)) }
+func (l logger) Debugf(string, ...any)       {}
