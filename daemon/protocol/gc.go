@@ -1,0 +1,133 @@
+package protocol
+
+import (
+	"math"
+
+	"cairn/store"
+)
+
+// GCAction says what a collection does.
+type GCAction uint64
+
+// The actions of Nix.
+const (
+	GCReturnLive GCAction = iota
+	GCReturnDead
+	GCDeleteDead
+	GCDeleteSpecific
+)
+
+// NoLimit is the MaxFreed of a collection without one.
+const NoLimit = math.MaxUint64
+
+// GCOptions are the fields of OpCollectGarbage.
+type GCOptions struct {
+	Action          GCAction
+	Paths           []store.Path // GCDeleteSpecific
+	DeleteReferrers bool         // with FeatureDeleteReferrers
+	Whole           bool         // with FeatureDeleteReferrers: the whole store, not Paths
+	IgnoreLiveness  bool         // always refused
+	MaxFreed        uint64
+}
+
+// GCOptions writes the fields of OpCollectGarbage.
+func (e *Encoder) GCOptions(o *GCOptions) {
+	e.Uint64(uint64(o.Action))
+	if e.Has(FeatureDeleteReferrers) {
+		if o.Action != GCDeleteSpecific {
+			e.Uint64(1)
+		} else {
+			e.Uint64(0)
+			e.Paths(o.Paths)
+			e.Bool(o.DeleteReferrers)
+		}
+	} else {
+		e.Paths(o.Paths)
+	}
+	e.Bool(o.IgnoreLiveness)
+	e.Uint64(o.MaxFreed)
+	e.Uint64(0)
+	e.Uint64(0)
+	e.Uint64(0)
+}
+
+// GCOptions reads the fields of OpCollectGarbage.
+func (d *Decoder) GCOptions() *GCOptions {
+	o := &GCOptions{Action: GCAction(d.Uint64())}
+	if d.Has(FeatureDeleteReferrers) {
+		if o.Whole = d.Uint64() == 1; !o.Whole {
+			o.Paths = d.Paths()
+			o.DeleteReferrers = d.Bool()
+		}
+	} else {
+		o.Paths = d.Paths()
+	}
+	o.IgnoreLiveness = d.Bool()
+	o.MaxFreed = d.Uint64()
+	d.Uint64()
+	d.Uint64()
+	d.Uint64()
+	return o
+}
+
+// GCRequest is what OpCollectGarbage2 asks for, as JSON.
+type GCRequest struct {
+	DryRun   bool         `json:"dryRun,omitempty"`
+	MaxFreed int64        `json:"maxFreed,omitempty"` // bytes; 0: no limit
+	Paths    []store.Path `json:"paths,omitempty"`    // only these
+}
+
+// GCResult is what OpCollectGarbage2 answers, as JSON.
+type GCResult struct {
+	Paths      []store.Path `json:"paths"`
+	BytesFreed int64        `json:"bytesFreed"`
+}
+
+// Root is a garbage collector root: a link, or what else keeps target alive.
+type Root struct {
+	Link   string
+	Target store.Path
+}
+
+// Roots writes the reply of OpFindRoots.
+func (e *Encoder) Roots(list []Root) {
+	e.Uint64(uint64(len(list)))
+	for _, r := range list {
+		e.Text(r.Link)
+		e.Path(r.Target)
+	}
+}
+
+// Roots reads the reply of OpFindRoots.
+func (d *Decoder) Roots() []Root {
+	var list []Root
+	for range d.Count() {
+		r := Root{Link: d.Text(MaxPath), Target: d.Path()}
+		if d.broken != nil {
+			return nil
+		}
+		list = append(list, r)
+	}
+	return list
+}
+
+// GCResult writes the reply of OpCollectGarbage.
+func (e *Encoder) GCResult(r *GCResult) {
+	e.Paths(r.Paths)
+	e.Uint64(uint64(r.BytesFreed))
+	e.Uint64(0)
+}
+
+// GCResult reads the reply of OpCollectGarbage.
+func (d *Decoder) GCResult() *GCResult {
+	r := &GCResult{Paths: d.Paths(), BytesFreed: d.Int63()}
+	d.Uint64()
+	return r
+}
+
+// Chain says what keeps a path alive: a root, and the references from its target to the path.
+type Chain struct {
+	Kind  string       `json:"kind"`
+	Link  string       `json:"link"`
+	Paths []store.Path `json:"paths"`
+}

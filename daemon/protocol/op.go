@@ -1,0 +1,73 @@
+package protocol
+
+import "strconv"
+
+// Op is the number of an operation.
+type Op uint64
+
+// The operations of Nix. Obsolete ones are served as far as they are cheap.
+const (
+	OpIsValidPath                 Op = 1
+	OpHasSubstitutes              Op = 3
+	OpQueryPathHash               Op = 4
+	OpQueryReferences             Op = 5
+	OpQueryReferrers              Op = 6
+	OpAddToStore                  Op = 7
+	OpAddTextToStore              Op = 8
+	OpBuildPaths                  Op = 9
+	OpEnsurePath                  Op = 10
+	OpAddTempRoot                 Op = 11
+	OpAddIndirectRoot             Op = 12
+	OpSyncWithGC                  Op = 13
+	OpFindRoots                   Op = 14
+	OpExportPath                  Op = 16
+	OpQueryDeriver                Op = 18
+	OpSetOptions                  Op = 19
+	OpCollectGarbage              Op = 20
+	OpQuerySubstitutablePathInfo  Op = 21
+	OpQueryDerivationOutputs      Op = 22
+	OpQueryAllValidPaths          Op = 23
+	OpQueryPathInfo               Op = 26
+	OpImportPaths                 Op = 27
+	OpQueryDerivationOutputNames  Op = 28
+	OpQueryPathFromHashPart       Op = 29
+	OpQuerySubstitutablePathInfos Op = 30
+	OpQueryValidPaths             Op = 31
+	OpQuerySubstitutablePaths     Op = 32
+	OpQueryValidDerivers          Op = 33
+	OpOptimiseStore               Op = 34
+	OpVerifyStore                 Op = 35
+	OpBuildDerivation             Op = 36
+	OpAddSignatures               Op = 37
+	OpNarFromPath                 Op = 38
+	OpAddToStoreNar               Op = 39
+	OpQueryMissing                Op = 40
+	OpQueryDerivationOutputMap    Op = 41
+	OpRegisterDrvOutput           Op = 42
+	OpQueryRealisation            Op = 43
+	OpAddMultipleToStore          Op = 44
+	OpAddBuildLog                 Op = 45
+	OpBuildPathsWithResults       Op = 46
+	OpAddPermRoot                 Op = 47
+)
+
+// The operations of FeatureCairn. Answers in JSON are one text.
+const (
+	// OpImportBundle: framed bundle → paths. Nothing is visible before all of it is.
+	OpImportBundle Op = 0x6361_0001
+	// OpExportBundle: paths, bool with closure → the signed bundle in Write messages.
+	OpExportBundle Op = 0x6361_0002
+	// OpFollowLog: derivation path → the log in Write messages, until the build ends.
+	OpFollowLog Op = 0x6361_0003
+	// OpGCWhy: path → JSON, the chains from roots to it.
+	OpGCWhy Op = 0x6361_0004
+	// OpStatus: → JSON, what the daemon is and does.
+	OpStatus Op = 0x6361_0005
+	// OpCollectGarbage2: JSON GCRequest → JSON GCResult.
+	OpCollectGarbage2 Op = 0x6361_0006
+	// OpQueryClosure: paths → keyed path infos of the closure, references first.
+	OpQueryClosure Op = 0x6361_0007
+)
+
+// String returns the number in decimal; names are the server's table's.
+func (o Op) String() string { return strconv.FormatUint(uint64(o), 10) }

@@ -1,0 +1,23 @@
+package protocol
+
+// DaemonStatus is what OpStatus answers, as JSON.
+type DaemonStatus struct {
+	Version     string  `json:"version"`
+	PID         int     `json:"pid"`
+	StoreDir    string  `json:"storeDir"`
+	Protocol    string  `json:"protocol"`
+	Paths       int     `json:"paths"`
+	Connections int     `json:"connections"`
+	Sessions    []Busy  `json:"sessions"`
+	Uptime      float64 `json:"uptimeSeconds"`
+	Draining    bool    `json:"draining"`
+}
+
+// Busy is a session of DaemonStatus.
+type Busy struct {
+	UID       int     `json:"uid"`
+	PID       int     `json:"pid"`
+	Trusted   bool    `json:"trusted"`
+	Operation string  `json:"operation,omitempty"` // empty: idle
+	Seconds   float64 `json:"seconds,omitempty"`   // since the operation began
+}
