@@ -187,6 +187,9 @@ func ParseJSON(name string, dir store.Dir, data []byte) (*Derivation, error) {
 	var head struct {
 		Version *int `json:"version"`
 	}
+	if !utf8.Valid(data) {
+		return nil, fmt.Errorf("parse derivation %q: JSON is not UTF-8: %w", name, ErrFormat)
+	}
 	if err := json.Unmarshal(data, &head); err != nil {
 		return nil, fmt.Errorf("parse derivation %q: %w", name, err)
 	}
@@ -314,7 +317,8 @@ func (o outputV4) output(name string, dir store.Dir) (Output, error) {
 	if out.Method == 0 {
 		return Output{}, fmt.Errorf("unknown method %q; known are flat, nar, text: %w", o.Method, ErrFormat)
 	}
-	return out, out.fix(o, name, dir)
+	err := out.fix(o, name, dir)
+	return out, err
 }
 
 // fix sets algorithm, hash and path from the text.
