@@ -220,7 +220,7 @@ func (c *Conn) arguments(o Options) ([]string, error) {
 	option("ClearAllForwardings=yes")
 	option("PermitLocalCommand=no")
 	option("RemoteCommand=none")
-	option("LogLevel=ERROR")
+	option("LogLevel=INFO")
 	option("ConnectTimeout=%d", seconds(o.Connect))
 	option("ServerAliveInterval=%d", seconds(o.Keepalive))
 	option("ServerAliveCountMax=3")
