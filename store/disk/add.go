@@ -1,0 +1,459 @@
+package disk
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cairn/archive/nar"
+	"cairn/store"
+	"cairn/store/meta"
+)
+
+// smallFile is the size up to which a file is hashed in memory before anything is written.
+const smallFile = 1 << 20
+
+// spaceInterval is after how many bytes of a stream free space is looked at again.
+const spaceInterval = 64 << 10
+
+// Add reads exactly one NAR and makes info.Path valid. Hash, size and, if there is one, content address
+// are checked. Whether the peer may add such an object is the caller's business.
+// It returns when the object is durable.
+func (s *Store) Add(ctx context.Context, info *store.Info, r io.Reader) error {
+	if err := s.add(ctx, info, r); err != nil {
+		return fmt.Errorf("add %s: %w", info.Path, err)
+	}
+	return nil
+}
+
+func (s *Store) add(ctx context.Context, info *store.Info, r io.Reader) error {
+	if err := s.checkInfo(info); err != nil {
+		return err
+	}
+	d := meta.DigestOf(info.Path)
+	release := s.holdFor(ctx, info.Path)
+	defer release()
+	unlock, err := s.locks.lock(ctx, d)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if ok, err := s.present(info.Path); err != nil || ok {
+		if err != nil {
+			return err
+		}
+		_, err := nar.Copy(io.Discard, r)
+		return err
+	}
+	releaseRefs, err := s.holdRefs(info.Path, info.References)
+	if err != nil {
+		return err
+	}
+	defer releaseRefs()
+	temp := s.temp()
+	defer removeTree(temp)
+	if err := s.receive(ctx, info, temp, r); err != nil {
+		return noSpace(err)
+	}
+	p, err := s.pending(info, temp)
+	if err != nil {
+		return err
+	}
+	return s.commit([]*pending{p})
+}
+
+func (s *Store) checkInfo(info *store.Info) error {
+	if info.Path.Dir() != s.layout.Dir {
+		return fmt.Errorf("it belongs to the store %s, this one is %s", info.Path.Dir(), s.layout.Dir)
+	}
+	if info.NarHash.Algorithm() != store.SHA256 {
+		return fmt.Errorf("nar hash %s is not sha256", info.NarHash)
+	}
+	if info.NarSize < 0 {
+		return fmt.Errorf("nar size %d is negative", info.NarSize)
+	}
+	if info.CA.IsZero() {
+		return nil
+	}
+	return info.CheckContentAddress()
+}
+
+// present reports whether a path is valid, and refuses one whose digest another valid path has.
+// The caller holds the path's lock.
+func (s *Store) present(p store.Path) (bool, error) {
+	n := s.graph.lookup(meta.DigestOf(p))
+	if n == nil {
+		return false, nil
+	}
+	if n.name != p.Name() {
+		return false, fmt.Errorf("its digest is that of %s", s.path(n))
+	}
+	return true, nil
+}
+
+// holdRefs keeps references from being deleted, and checks that they are valid.
+func (s *Store) holdRefs(self store.Path, refs []store.Path, others ...store.Path) (func(), error) {
+	var ds []meta.Digest
+	for _, r := range refs {
+		if r != self && !slices.Contains(others, r) {
+			if r.Dir() != s.layout.Dir {
+				return nil, fmt.Errorf("reference %s is of another store", r)
+			}
+			ds = append(ds, meta.DigestOf(r))
+		}
+	}
+	s.graph.hold(ds...)
+	for _, r := range refs {
+		if r != self && !slices.Contains(others, r) && !s.graph.valid(r) {
+			s.graph.release(ds...)
+			return nil, fmt.Errorf("reference %s: %w", r, store.ErrNotValid)
+		}
+	}
+	return func() { s.graph.release(ds...) }, nil
+}
+
+// receive restores a NAR at temp and checks it against info, whose size is filled in when it is zero.
+func (s *Store) receive(ctx context.Context, info *store.Info, temp string, r io.Reader) error {
+	check, err := newContentCheck(info)
+	if err != nil {
+		return err
+	}
+	in := s.newIntake(ctx, r, check.writers()...)
+	if err := nar.Restore(in, temp, nil); err != nil {
+		return err
+	}
+	narHash, size := in.sum()
+	if narHash != info.NarHash {
+		return fmt.Errorf("nar has %s, announced was %s: %w", narHash, info.NarHash, store.ErrHashMismatch)
+	}
+	if info.NarSize != 0 && size != info.NarSize {
+		return fmt.Errorf("nar has %d bytes, announced were %d: %w", size, info.NarSize, store.ErrHashMismatch)
+	}
+	info.NarSize = size
+	return check.verify(info, temp)
+}
+
+// pending makes the row of an object whose tree is at temp.
+func (s *Store) pending(info *store.Info, temp string) (*pending, error) {
+	o := &meta.Object{
+		Name:         info.Path.Name(),
+		NarSize:      info.NarSize,
+		RegisteredAt: info.RegisteredAt,
+		Ultimate:     info.Ultimate,
+		Deriver:      info.Deriver,
+		CA:           info.CA,
+		Signatures:   sortedTexts(info.Signatures),
+	}
+	if o.RegisteredAt == 0 {
+		o.RegisteredAt = time.Now().Unix()
+	}
+	copy(o.NarHash[:], info.NarHash.Bytes())
+	for _, r := range store.SortPaths(slices.Clone(info.References)) {
+		o.References = append(o.References, meta.DigestOf(r))
+	}
+	p := &pending{path: info.Path, object: o, temp: temp}
+	if info.Path.IsDerivation() {
+		if err := s.derivationRows(p); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+func sortedTexts(texts []string) []string {
+	texts = slices.Clone(texts)
+	slices.Sort(texts)
+	return slices.Compact(texts)
+}
+
+// AddStream adds an object whose path follows from its contents: r has a file's bytes, or a NAR with
+// method Recursive, of which exactly one is read.
+func (s *Store) AddStream(ctx context.Context, name string, method store.Method, algo store.Algorithm, refs []store.Path, r io.Reader) (*store.Info, error) {
+	info, err := s.addStream(ctx, name, method, algo, refs, r)
+	if err != nil {
+		return nil, fmt.Errorf("add %q: %w", name, err)
+	}
+	return info, nil
+}
+
+func (s *Store) addStream(ctx context.Context, name string, method store.Method, algo store.Algorithm, refs []store.Path, r io.Reader) (*store.Info, error) {
+	if err := store.CheckName(name); err != nil {
+		return nil, err
+	}
+	if method == store.Text && algo != store.SHA256 {
+		return nil, fmt.Errorf("text is always sha256")
+	}
+	if err := s.Room(); err != nil {
+		return nil, err
+	}
+	release, err := s.holdRefs(store.Path{}, refs)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if method == store.Recursive {
+		return s.addNAR(ctx, name, algo, refs, r)
+	}
+	return s.addFile(ctx, name, method, algo, refs, r)
+}
+
+// addFile adds a plain file. A small one is hashed first, and not written when it is there.
+func (s *Store) addFile(ctx context.Context, name string, method store.Method, algo store.Algorithm, refs []store.Path, r io.Reader) (*store.Info, error) {
+	head, err := io.ReadAll(io.LimitReader(r, smallFile+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(head) > smallFile {
+		return s.addLargeFile(ctx, name, method, algo, refs, io.MultiReader(bytes.NewReader(head), r))
+	}
+	narHash, size := hashFile(head)
+	info, err := s.contentInfo(name, store.ContentAddress{Method: method, Hash: algo.Sum(head)}, refs, narHash, size)
+	if err != nil {
+		return nil, err
+	}
+	return s.settle(ctx, info, func(temp string) error { return writeFile(temp, head) }, "")
+}
+
+// hashFile returns hash and size of the NAR of a plain file.
+func hashFile(data []byte) (store.Hash, int64) {
+	c := counter{h: store.SHA256.New()}
+	if err := nar.DumpString(&c, data, false); err != nil {
+		panic("BUG: hash of bytes fails: " + err.Error())
+	}
+	return store.NewHash(store.SHA256, c.h.Sum(nil)), c.n
+}
+
+type counter struct {
+	h hash.Hash
+	n int64
+}
+
+func (c *counter) Write(p []byte) (int, error) {
+	c.n += int64(len(p))
+	return c.h.Write(p)
+}
+
+// addLargeFile spools to a temporary file; its NAR has the size before the bytes, so that hash is taken
+// when all is there.
+func (s *Store) addLargeFile(ctx context.Context, name string, method store.Method, algo store.Algorithm, refs []store.Path, r io.Reader) (*store.Info, error) {
+	temp := s.temp()
+	defer removeTree(temp)
+	in := s.newIntake(ctx, r)
+	in.hash = algo.New()
+	if err := spool(temp, in); err != nil {
+		return nil, noSpace(err)
+	}
+	contents := in.hashOf(algo)
+	c := counter{h: store.SHA256.New()}
+	if err := nar.Dump(&c, temp); err != nil {
+		return nil, err
+	}
+	ca := store.ContentAddress{Method: method, Hash: contents}
+	info, err := s.contentInfo(name, ca, refs, store.NewHash(store.SHA256, c.h.Sum(nil)), c.n)
+	if err != nil {
+		return nil, err
+	}
+	return s.settle(ctx, info, nil, temp)
+}
+
+func (s *Store) addNAR(ctx context.Context, name string, algo store.Algorithm, refs []store.Path, r io.Reader) (*store.Info, error) {
+	temp := s.temp()
+	defer removeTree(temp)
+	var other hash.Hash
+	in := s.newIntake(ctx, r)
+	if algo != store.SHA256 {
+		other = algo.New()
+		in.others = append(in.others, other)
+	}
+	if err := nar.Restore(in, temp, nil); err != nil {
+		return nil, noSpace(err)
+	}
+	narHash, size := in.sum()
+	contents := narHash
+	if other != nil {
+		contents = store.NewHash(algo, other.Sum(nil))
+	}
+	info, err := s.contentInfo(name, store.ContentAddress{Method: store.Recursive, Hash: contents}, refs, narHash, size)
+	if err != nil {
+		return nil, err
+	}
+	return s.settle(ctx, info, nil, temp)
+}
+
+func (s *Store) contentInfo(name string, ca store.ContentAddress, refs []store.Path, narHash store.Hash, size int64) (*store.Info, error) {
+	refs = store.SortPaths(slices.Clone(refs))
+	p, err := s.layout.Dir.ContentPath(name, ca, store.References{Others: refs})
+	if err != nil {
+		return nil, err
+	}
+	return &store.Info{Path: p, NarHash: narHash, NarSize: size, References: refs, CA: ca, RegisteredAt: time.Now().Unix()}, nil
+}
+
+// settle makes a path valid whose tree is at temp or is made there by write, unless it is valid already.
+// The caller holds the references and removes temp.
+func (s *Store) settle(ctx context.Context, info *store.Info, write func(temp string) error, temp string) (*store.Info, error) {
+	release := s.holdFor(ctx, info.Path)
+	defer release()
+	unlock, err := s.locks.lock(ctx, meta.DigestOf(info.Path))
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if ok, err := s.present(info.Path); err != nil || ok {
+		if err != nil {
+			return nil, err
+		}
+		return s.Info(ctx, info.Path)
+	}
+	if temp == "" {
+		temp = s.temp()
+		defer removeTree(temp)
+		if err := write(temp); err != nil {
+			return nil, noSpace(err)
+		}
+	}
+	p, err := s.pending(info, temp)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.commit([]*pending{p}); err != nil {
+		return nil, err
+	}
+	return info, nil
+}
+
+// writeFile makes a canonical plain file.
+func writeFile(path string, data []byte) error { return spool(path, bytes.NewReader(data)) }
+
+func spool(path string, r io.Reader) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(struct{ io.Writer }{f}, r)
+	if err == nil {
+		err = unix.Fchmod(int(f.Fd()), 0o444)
+	}
+	if err == nil {
+		err = unix.UtimesNanoAt(int(f.Fd()), "", epoch, unix.AT_EMPTY_PATH)
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// AddFromPath adds a copy of the tree or file at path, see AddStream. References to itself are not possible.
+func (s *Store) AddFromPath(ctx context.Context, name string, method store.Method, algo store.Algorithm, refs store.References, path string) (*store.Info, error) {
+	if refs.Self {
+		return nil, fmt.Errorf("add %s: a path that follows from its contents cannot be in them; register it", path)
+	}
+	if method != store.Recursive {
+		return s.addPlain(ctx, name, method, algo, refs.Others, path)
+	}
+	pr, pw := io.Pipe()
+	var dumped error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		dumped = nar.Dump(pw, path)
+		pw.CloseWithError(dumped)
+	}()
+	info, err := s.AddStream(ctx, name, method, algo, refs.Others, pr)
+	pr.CloseWithError(errors.New("nobody reads"))
+	<-done
+	if err != nil {
+		return nil, err
+	}
+	return info, nil
+}
+
+func (s *Store) addPlain(ctx context.Context, name string, method store.Method, algo store.Algorithm, refs []store.Path, path string) (*store.Info, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("add %q: %w", name, err)
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		return nil, fmt.Errorf("add %s: not a regular file", path)
+	}
+	return s.AddStream(ctx, name, method, algo, refs, f)
+}
+
+// intake passes a stream on while it hashes, counts, and watches free space and the context.
+type intake struct {
+	ctx    context.Context
+	s      *Store
+	src    io.Reader
+	hash   hash.Hash
+	others []io.Writer
+	size   int64
+	next   int64 // where free space is looked at again
+	buf    []byte
+}
+
+func (s *Store) newIntake(ctx context.Context, r io.Reader, others ...io.Writer) *intake {
+	return &intake{ctx: ctx, s: s, src: r, hash: store.SHA256.New(), others: others, buf: make([]byte, 0, 16<<10)}
+}
+
+func (t *intake) Read(p []byte) (int, error) {
+	if t.size >= t.next {
+		if err := t.check(); err != nil {
+			return 0, err
+		}
+		t.next = t.size + spaceInterval
+	}
+	n, err := t.src.Read(p)
+	t.size += int64(n)
+	t.consume(p[:n])
+	return n, err
+}
+
+func (t *intake) check() error {
+	if err := context.Cause(t.ctx); err != nil {
+		return err
+	}
+	return t.s.Room()
+}
+
+// consume hashes in large pieces, since archives are read in small ones.
+func (t *intake) consume(p []byte) {
+	if len(t.buf)+len(p) <= cap(t.buf) {
+		t.buf = append(t.buf, p...)
+		return
+	}
+	t.drain()
+	if len(p) < cap(t.buf)/2 {
+		t.buf = append(t.buf, p...)
+		return
+	}
+	t.write(p)
+}
+
+func (t *intake) drain() {
+	t.write(t.buf)
+	t.buf = t.buf[:0]
+}
+
+func (t *intake) write(p []byte) {
+	t.hash.Write(p)
+	for _, w := range t.others {
+		w.Write(p)
+	}
+}
+
+// sum returns hash and size of what was read.
+func (t *intake) sum() (store.Hash, int64) { return t.hashOf(store.SHA256), t.size }
+
+func (t *intake) hashOf(a store.Algorithm) store.Hash {
+	t.drain()
+	return store.NewHash(a, t.hash.Sum(nil))
+}

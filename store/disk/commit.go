@@ -1,0 +1,230 @@
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"cairn/store"
+	"cairn/store/meta"
+)
+
+// maxGroup is how many additions go through the steps together at most.
+const maxGroup = 512
+
+// pending is an object whose tree is complete below a temporary name.
+type pending struct {
+	path   store.Path
+	object *meta.Object
+	temp   string
+	rows   *meta.Batch // what else is committed with it; perhaps nil
+	named  bool        // rows of other tables name it
+	placed bool        // renamed to its final name
+}
+
+// addition is objects that become valid together, references first, and who waits for it.
+// The caller holds the keyed locks of all, and their references.
+type addition struct {
+	objects []*pending
+	err     error
+	done    chan error
+}
+
+// commit makes objects valid, together with those of others who wait.
+func (s *Store) commit(objects []*pending) error {
+	a := &addition{objects: objects, done: make(chan error, 1)}
+	s.quit.RLock()
+	select {
+	case <-s.stop:
+		s.quit.RUnlock()
+		return ErrClosed
+	default:
+	}
+	s.additions <- a
+	s.quit.RUnlock()
+	return <-a.done
+}
+
+// commitLoop is the goroutine that takes additions from complete trees to valid paths.
+func (s *Store) commitLoop() {
+	for {
+		select {
+		case a := <-s.additions:
+			s.commitGroup(s.gather(a))
+		case <-s.stop:
+			select {
+			case a := <-s.additions: // handed over before the stop
+				s.commitGroup(s.gather(a))
+				continue
+			default:
+				return
+			}
+		}
+	}
+}
+
+func (s *Store) gather(first *addition) []*addition {
+	group := []*addition{first}
+	for len(group) < maxGroup {
+		select {
+		case a := <-s.additions:
+			group = append(group, a)
+		default:
+			return group
+		}
+	}
+	return group
+}
+
+func (s *Store) commitGroup(group []*addition) {
+	s.each(group, s.flushGroup)
+	for _, a := range group {
+		if a.err == nil {
+			a.err = s.rename(a)
+		}
+	}
+	s.each(group, func([]*addition) error {
+		if s.opts.NoSync {
+			return nil
+		}
+		return retry(s.dir.Sync)
+	})
+	s.each(group, s.commitRows)
+	for _, a := range group {
+		if a.err != nil {
+			s.takeBack(a)
+		}
+		a.done <- a.err
+	}
+}
+
+// each runs a step for the additions that have come so far; its error is that of all of them.
+func (s *Store) each(group []*addition, step func([]*addition) error) {
+	var good []*addition
+	for _, a := range group {
+		if a.err == nil {
+			good = append(good, a)
+		}
+	}
+	if len(good) == 0 {
+		return
+	}
+	if err := step(good); err != nil {
+		for _, a := range good {
+			if a.err == nil {
+				a.err = noSpace(err)
+			}
+		}
+	}
+}
+
+// flushGroup makes the bytes of all trees durable.
+func (s *Store) flushGroup(group []*addition) error {
+	if s.opts.NoSync {
+		return nil
+	}
+	var few []string
+	for _, a := range group {
+		for _, p := range a.objects {
+			list, complete, err := entriesOf(p.temp, fewEntries-len(few))
+			if err != nil {
+				return err
+			}
+			if !complete {
+				return retry(func() error { return unix.Syncfs(int(s.dir.Fd())) })
+			}
+			few = append(few, list...)
+		}
+	}
+	return syncFiles(few)
+}
+
+// rename gives trees their final names. What stands there without being valid is a stray.
+func (s *Store) rename(a *addition) error {
+	for _, p := range a.objects {
+		final := s.RealPath(p.path)
+		if _, err := os.Lstat(final); err == nil {
+			if err := s.discard(final); err != nil {
+				return err
+			}
+		}
+		if err := os.Rename(p.temp, final); err != nil {
+			return noSpace(err)
+		}
+		p.placed = true
+	}
+	return nil
+}
+
+// commitRows writes the rows of all additions, in as few transactions as they fit, and
+// enters them into the graph. An addition that does not fit into one is split, references first.
+func (s *Store) commitRows(group []*addition) error {
+	var batch meta.Batch
+	var inside []*pending
+	flush := func() error {
+		if err := s.db.Commit(&batch); err != nil {
+			return err
+		}
+		for _, p := range inside {
+			s.enter(p)
+		}
+		batch, inside = meta.Batch{}, nil
+		return nil
+	}
+	for _, a := range group {
+		for _, p := range a.objects {
+			var b meta.Batch
+			b.PutObject(meta.DigestOf(p.path), p.object)
+			if p.rows != nil {
+				b.Append(p.rows)
+			}
+			if batch.Size()+b.Size() > s.db.MaxBatch() && len(inside) > 0 {
+				if err := flush(); err != nil {
+					return err
+				}
+			}
+			batch.Append(&b)
+			inside = append(inside, p)
+		}
+	}
+	return flush()
+}
+
+// enter makes a committed object valid.
+func (s *Store) enter(p *pending) {
+	d := meta.DigestOf(p.path)
+	if missing, ok := s.graph.insert(d, p.object); !ok {
+		panic(fmt.Sprintf("BUG: reference %s of %s went away while it was held", missing, p.path))
+	}
+	if p.named {
+		s.setNamed(d)
+	}
+}
+
+func (s *Store) setNamed(ds ...meta.Digest) {
+	s.graph.mu.Lock()
+	defer s.graph.mu.Unlock()
+	for _, d := range ds {
+		if n := s.graph.byDigest[d]; n != nil {
+			n.named = true
+		}
+	}
+}
+
+// takeBack removes what a failed addition has renamed and did not become valid.
+func (s *Store) takeBack(a *addition) {
+	for _, p := range a.objects {
+		if !p.placed || s.graph.valid(p.path) {
+			continue
+		}
+		to, err := s.toTrash(s.RealPath(p.path))
+		if err == nil {
+			_, err = removeTree(to)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			s.log.Warn("a failed addition stays until the next start", "path", p.path.String(), "error", err)
+		}
+	}
+}

@@ -1,0 +1,91 @@
+package disk
+
+import (
+	"fmt"
+	"hash"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"cairn/store"
+)
+
+// contentCheck compares an object's contents with its content address.
+type contentCheck struct {
+	ca  store.ContentAddress
+	sum func() store.Hash // of what was written; nil when nothing need be
+	w   io.Writer
+}
+
+// newContentCheck prepares the check of an object's archive.
+func newContentCheck(info *store.Info) (*contentCheck, error) {
+	c := &contentCheck{ca: info.CA}
+	if info.CA.Method != store.Recursive {
+		return c, nil
+	}
+	algo := info.CA.Hash.Algorithm()
+	if info.SelfReferences() {
+		return nil, fmt.Errorf("objects that refer to themselves cannot be checked yet")
+	}
+	if algo != store.SHA256 {
+		c.hashWith(algo.New(), algo)
+	}
+	return c, nil
+}
+
+func (c *contentCheck) hashWith(h hash.Hash, algo store.Algorithm) {
+	c.w = h
+	c.sum = func() store.Hash { return store.NewHash(algo, h.Sum(nil)) }
+}
+
+// writers returns what wants to see the archive.
+func (c *contentCheck) writers() []io.Writer {
+	if c.w == nil {
+		return nil
+	}
+	return []io.Writer{c.w}
+}
+
+// verify decides, once the archive was seen and the tree is at path.
+func (c *contentCheck) verify(info *store.Info, path string) error {
+	var got store.Hash
+	switch {
+	case c.ca.IsZero():
+		return nil
+	case c.sum != nil:
+		got = c.sum()
+	case c.ca.Method == store.Recursive:
+		got = info.NarHash
+	default:
+		var err error
+		if got, err = hashPlain(path, c.ca.Hash.Algorithm()); err != nil {
+			return err
+		}
+	}
+	if got != c.ca.Hash {
+		return fmt.Errorf("contents have %s, the content address says %s: %w", got, c.ca.Hash, store.ErrHashMismatch)
+	}
+	return nil
+}
+
+// hashPlain hashes the bytes of a file that must be regular and not executable.
+func hashPlain(path string, algo store.Algorithm) (store.Hash, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return store.Hash{}, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return store.Hash{}, err
+	}
+	if !fi.Mode().IsRegular() || fi.Mode()&0o100 != 0 {
+		return store.Hash{}, fmt.Errorf("it is not a plain file, which its content address says: %w", store.ErrHashMismatch)
+	}
+	h := algo.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return store.Hash{}, err
+	}
+	return store.NewHash(algo, h.Sum(nil)), nil
+}

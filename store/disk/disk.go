@@ -1,0 +1,418 @@
+// Package disk is the local store: a directory of objects, the metadata database, and the whole
+// reference graph in memory. It is the only writer below the store directory.
+//
+//	REALDIR/<digest>-<name>   an object: read-only, mtime 1, owned by the daemon's user
+//	REALDIR/.tmp-*            objects in the making and directories of builds; removed at start-up
+//	REALDIR/.trash/*          what is being deleted; removed at start-up
+//	STATEDIR/db/              the database, see package meta
+//	STATEDIR/cairn.lock       locked while the store is open; holds the process id
+//
+// # Valid means durable
+//
+// A path is valid when it is in the graph, which is so exactly when its row is in the database.
+// An addition goes through these states, and whatever kills the process leaves one of them:
+//
+//	stream ──▶ .tmp-* ──▶ flushed ──▶ renamed ──▶ directory flushed ──▶ row committed ──▶ in the graph
+//	           └──────── stray: removed at the next start ───────────┘   └── valid after the next start
+//
+// A deletion goes the other way: out of the graph ──▶ row deleted ──▶ moved to .trash or unlinked.
+// One goroutine (commit.go) takes all additions that wait through the steps from flush to graph together, so
+// that they share one flush and one transaction. Few files are flushed one by one, many with
+// syncfs.
+//
+// # Invariants
+//
+//   - References of a valid object are valid, itself included. Additions hold their references; deletions
+//     take referrers first.
+//   - The graph has no cycles but self-references. Nodes and their references never change, so that a
+//     collection can mark on a snapshot without a lock (collection.go).
+//   - A held object (lease.go) and its closure are never deleted, whether held before or during a collection.
+//   - A digest stands for one path: a second path with the digest of a valid one is refused.
+//   - Nothing is written when less than the database's reserve of space is free (meta.ErrNoSpace).
+//
+// # Lock order
+//
+// Keyed lock of paths (sorted), then Store.mu, then graph.mu; the last two for moments only.
+// A deletion only tries keyed locks.
+//
+// Not here: who may add what (package daemon), roots and what is garbage (package gc), building.
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cairn/store"
+	"cairn/store/meta"
+)
+
+const (
+	tempPrefix = ".tmp-"
+	trashName  = ".trash"
+)
+
+// Errors that callers test for with errors.Is.
+var (
+	// ErrNoSpace says that the file system is too full; the text says which and by how much.
+	ErrNoSpace = meta.ErrNoSpace
+	// ErrInUse says that another process has the store open.
+	ErrInUse = errors.New("store is in use")
+	// ErrAlive says that an object cannot be deleted because something needs it.
+	ErrAlive = errors.New("object is needed")
+	// ErrClosed says that the store is closed.
+	ErrClosed = meta.ErrClosed
+)
+
+// Options of a store; the zero value works.
+type Options struct {
+	Logger *slog.Logger // default: discard
+	Meta   meta.Options // of the database; its Logger is set to ours
+	// NoSync leaves out every flush. Only for throw-away stores: a power cut may lose or damage anything.
+	// The database is synced nevertheless.
+	NoSync bool
+}
+
+// Store is an open store.
+type Store struct {
+	layout Layout
+	opts   Options
+	log    *slog.Logger
+	lock   *os.File
+	dir    *os.File // the store directory
+	db     *meta.DB
+	graph  *graph
+	locks  keyed
+
+	additions chan *addition
+	deletions sync.Mutex // serialises deletions that are not collections with collections
+	background
+	names atomic.Uint64 // for temporary names
+	start string        // makes temporary names unique across processes
+
+	mu     sync.Mutex // guards leases and closed
+	leases map[*Lease]struct{}
+	closed bool
+}
+
+// background is the goroutines of a store.
+type background struct {
+	wg   sync.WaitGroup
+	stop chan struct{}
+	quit sync.RWMutex // read-held while an addition is handed over
+}
+
+// Open opens a store whose directories Init has made, removes what a crash has left, and loads the graph.
+// A second process gets ErrInUse.
+func Open(ctx context.Context, l Layout, opts *Options) (*Store, error) {
+	s := &Store{layout: l, graph: newGraph(), additions: make(chan *addition, 1024), leases: map[*Lease]struct{}{}}
+	s.stop = make(chan struct{})
+	if opts != nil {
+		s.opts = *opts
+	}
+	s.log = s.opts.Logger
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.opts.Meta.Logger = s.log
+	s.start = fmt.Sprintf("%x-%x-", os.Getpid(), time.Now().UnixNano())
+	if err := s.open(ctx); err != nil {
+		s.closeFiles()
+		return nil, fmt.Errorf("open store %s: %w", l.RealDir, err)
+	}
+	s.wg.Go(s.commitLoop)
+	return s, nil
+}
+
+func (s *Store) open(ctx context.Context) (err error) {
+	if s.lock, err = lockFile(filepath.Join(s.layout.StateDir, "cairn.lock")); err != nil {
+		return err
+	}
+	if s.dir, err = os.Open(s.layout.RealDir); err != nil {
+		return err
+	}
+	if s.db, err = meta.Open(filepath.Join(s.layout.StateDir, "db"), s.layout.Dir, &s.opts.Meta); err != nil {
+		return err
+	}
+	if err := s.load(); err != nil {
+		return err
+	}
+	if err := s.recover(ctx); err != nil {
+		return err
+	}
+	return s.loadLeases()
+}
+
+// Close waits for what is under way and closes the store.
+// Additions that come later fail with ErrClosed.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	s.mu.Unlock()
+	s.quit.Lock()
+	close(s.stop)
+	s.quit.Unlock()
+	s.wg.Wait()
+	return s.closeFiles()
+}
+
+func (s *Store) closeFiles() error {
+	var err error
+	if s.db != nil {
+		err = s.db.Close()
+	}
+	for _, f := range []*os.File{s.dir, s.lock} {
+		if f != nil {
+			f.Close()
+		}
+	}
+	return err
+}
+
+// lockFile takes the lock of a store and writes our process id into it.
+func lockFile(name string) (*os.File, error) {
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o644)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%w; make the store with cairn init", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := retry(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }); err != nil {
+		pid, _ := io.ReadAll(io.LimitReader(f, 32))
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%w by process %s; talk to that daemon or stop it", ErrInUse, strings.TrimSpace(string(pid)))
+		}
+		return nil, fmt.Errorf("lock %s: %w", name, err)
+	}
+	if err := f.Truncate(0); err != nil {
+		f.Close()
+		return nil, err
+	}
+	if _, err := fmt.Fprintf(f, "%d\n", os.Getpid()); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// load reads all objects into the graph: nodes first, edges second, because rows come in key order.
+func (s *Store) load() error {
+	g := s.graph
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var refs []meta.Digest // of all objects, one after the other
+	var ends []int
+	err := s.db.Objects(func(d meta.Digest, o *meta.Object) error {
+		g.place(newNode(d, o))
+		refs = append(refs, o.References...)
+		ends = append(ends, len(refs))
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	start := 0
+	for i, end := range ends {
+		n := g.nodes[i]
+		g.link(n, refs[start:end])
+		want := end - start
+		if n.self {
+			want--
+		}
+		if len(n.refs) != want {
+			s.log.Error("object refers to something that is not valid; verify the store", "path", s.path(n).String())
+		}
+		start = end
+	}
+	return s.db.Named(func(d meta.Digest) {
+		if n := g.byDigest[d]; n != nil {
+			n.named = true
+		}
+	})
+}
+
+// recover compares the store directory with the graph: what has no row is a stray and goes, a row
+// without an object is not valid.
+func (s *Store) recover(ctx context.Context) error {
+	found := make([]bool, len(s.graph.nodes))
+	trash := filepath.Join(s.layout.RealDir, trashName)
+	if err := makeDir(trash, 0o700); err != nil {
+		return err
+	}
+	count := 0
+	err := readNames(s.layout.RealDir, func(names []string) error {
+		for _, name := range names {
+			if n := s.nodeNamed(name); n != nil {
+				found[n.id] = true
+			} else if s.isStray(name) {
+				count++
+				if err := s.discard(filepath.Join(s.layout.RealDir, name)); err != nil {
+					return err
+				}
+			}
+		}
+		return context.Cause(ctx)
+	})
+	if err != nil {
+		return err
+	}
+	if count > 0 {
+		s.log.Info("removed what an interrupted process had left", "strays", count)
+	}
+	for _, n := range s.graph.nodes {
+		if n != nil && !found[n.id] {
+			n.missing = true
+			s.log.Error("object has disappeared from the store; repair it or add it again", "path", s.path(n).String())
+		}
+	}
+	return s.emptyTrash(trash)
+}
+
+// nodeNamed returns the object whose name in the store directory is name.
+func (s *Store) nodeNamed(name string) *node {
+	p, err := s.layout.Dir.Path(name)
+	if err != nil {
+		return nil
+	}
+	n := s.graph.byDigest[meta.DigestOf(p)]
+	if n == nil || n.name != p.Name() {
+		return nil
+	}
+	return n
+}
+
+// isStray reports whether a name in the store directory that is no object is ours to remove.
+func (s *Store) isStray(name string) bool {
+	if strings.HasPrefix(name, tempPrefix) {
+		return true
+	}
+	if strings.HasPrefix(name, ".") {
+		return false
+	}
+	_, err := s.layout.Dir.Path(name)
+	if err != nil {
+		s.log.Warn("leaving alone what is no store object", "name", filepath.Join(s.layout.RealDir, name))
+	}
+	return err == nil
+}
+
+// emptyTrash deletes, in the background, what is in the trash now.
+func (s *Store) emptyTrash(trash string) error {
+	var names []string
+	err := readNames(trash, func(some []string) error {
+		names = append(names, some...)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	s.wg.Go(func() {
+		for _, name := range names {
+			select {
+			case <-s.stop:
+				return
+			default:
+			}
+			if _, err := removeTree(filepath.Join(trash, name)); err != nil {
+				s.log.Warn("trash stays", "error", err)
+			}
+		}
+	})
+	return nil
+}
+
+// discard moves something out of sight, to be deleted in the background or at the next start.
+func (s *Store) discard(path string) error {
+	_, err := s.toTrash(path)
+	return err
+}
+
+// toTrash moves a tree to the trash and returns its new name.
+func (s *Store) toTrash(path string) (string, error) {
+	to := filepath.Join(s.layout.RealDir, trashName, s.start+fmt.Sprint(s.names.Add(1)))
+	err := os.Rename(path, to)
+	if errors.Is(err, os.ErrPermission) { // a directory that its owner may not write cannot change parents
+		if os.Chmod(path, 0o700) == nil {
+			err = os.Rename(path, to)
+		}
+	}
+	return to, err
+}
+
+// temp returns a new name in the store directory.
+func (s *Store) temp() string {
+	return filepath.Join(s.layout.RealDir, tempPrefix+s.start+fmt.Sprint(s.names.Add(1)))
+}
+
+// TempDir makes a directory below the store directory, so that what is built in it can be renamed into
+// place. The caller removes it; a restart does, too.
+func (s *Store) TempDir() (string, error) {
+	if err := s.Room(); err != nil {
+		return "", err
+	}
+	dir := s.temp()
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return "", fmt.Errorf("make temporary directory: %w", noSpace(err))
+	}
+	return dir, nil
+}
+
+// Layout returns where things are.
+func (s *Store) Layout() Layout { return s.layout }
+
+// Dir returns the logical store directory.
+func (s *Store) Dir() store.Dir { return s.layout.Dir }
+
+// RealPath returns where the object p is.
+func (s *Store) RealPath(p store.Path) string { return s.layout.RealPath(p) }
+
+// Room reports with ErrNoSpace whether the store or its database is too full for new work.
+func (s *Store) Room() error {
+	if err := s.db.Room(); err != nil {
+		return err
+	}
+	free, err := meta.FreeSpace(s.layout.RealDir)
+	if err != nil {
+		return err
+	}
+	if free < minFree {
+		return fmt.Errorf("%w: %s has %d MiB free; collect garbage or make room", ErrNoSpace, s.layout.RealDir, free>>20)
+	}
+	return nil
+}
+
+// minFree is the free space that the store directory's file system must have, when it is not the database's.
+const minFree = 4 << 20
+
+// noSpace makes an error of a full disk or quota ErrNoSpace.
+func noSpace(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fmt.Errorf("%w: %w; collect garbage or make room", ErrNoSpace, err)
+	}
+	return err
+}
+
+// path returns the store path of a node.
+func (s *Store) path(n *node) store.Path {
+	p, err := s.layout.Dir.Path(n.digest.String() + "-" + n.name)
+	if err != nil {
+		panic("BUG: node without a path: " + err.Error())
+	}
+	return p
+}

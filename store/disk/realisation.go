@@ -1,0 +1,114 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"cairn/store"
+	"cairn/store/meta"
+)
+
+// Realisation returns the realisation of an output, or an error that is store.ErrNotValid.
+func (s *Store) Realisation(id store.DrvOutput) (*store.Realisation, error) {
+	r, err := s.db.Realisation(id)
+	if errors.Is(err, meta.ErrNotFound) || err == nil && !s.IsValid(r.OutPath) {
+		return nil, fmt.Errorf("realisation %s: %w", id, store.ErrNotValid)
+	}
+	return r, err
+}
+
+// AddRealisation records that an output is a valid path. Signatures are added to those there are;
+// a realisation by another path stays.
+func (s *Store) AddRealisation(ctx context.Context, r *store.Realisation) error {
+	if r.OutPath.IsZero() {
+		return fmt.Errorf("add realisation %s: no output path", r.ID)
+	}
+	d := meta.DigestOf(r.OutPath)
+	unlock, err := s.locks.lock(ctx, d)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if !s.IsValid(r.OutPath) {
+		return fmt.Errorf("add realisation %s: %w", r.ID, notValid(r.OutPath))
+	}
+	add := *r
+	if old, err := s.Realisation(r.ID); err == nil {
+		if old.OutPath != r.OutPath {
+			return fmt.Errorf("add realisation %s by %s: it is realised by %s", r.ID, r.OutPath, old.OutPath)
+		}
+		add.Signatures = append(add.Signatures, old.Signatures...)
+	}
+	add.Signatures = sortedTexts(add.Signatures)
+	var b meta.Batch
+	b.PutRealisation(&add)
+	s.setNamed(d)
+	if err := s.db.Commit(&b); err != nil {
+		return fmt.Errorf("add realisation %s: %w", r.ID, err)
+	}
+	return nil
+}
+
+// RealisationsOf returns the outputs that p realises.
+func (s *Store) RealisationsOf(p store.Path) ([]store.DrvOutput, error) {
+	if !s.IsValid(p) {
+		return nil, notValid(p)
+	}
+	return s.db.RealisationsOf(meta.DigestOf(p))
+}
+
+// LinkOutput records that a build of the valid derivation drv has made the valid path out, so that
+// Outputs and Derivers know it although the derivation does not say so.
+func (s *Store) LinkOutput(ctx context.Context, drv store.Path, output string, out store.Path) error {
+	if !s.IsValid(drv) {
+		return notValid(drv)
+	}
+	if !s.IsValid(out) {
+		return notValid(out)
+	}
+	dd, od := meta.DigestOf(drv), meta.DigestOf(out)
+	unlock, err := s.locks.lock(ctx, dd, od)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	var b meta.Batch
+	b.PutOutput(dd, output, out, true)
+	s.setNamed(dd, od)
+	return s.db.Commit(&b)
+}
+
+// Outputs returns the outputs of a valid derivation whose paths are known, valid or not.
+func (s *Store) Outputs(drv store.Path) (map[string]store.Path, error) {
+	if !s.IsValid(drv) {
+		return nil, notValid(drv)
+	}
+	list, err := s.db.Outputs(meta.DigestOf(drv))
+	if err != nil {
+		return nil, err
+	}
+	outputs := make(map[string]store.Path, len(list))
+	for _, o := range list {
+		outputs[o.Name] = o.Path
+	}
+	return outputs, nil
+}
+
+// Derivers returns the valid derivations that have p as an output, sorted; p need not be valid.
+func (s *Store) Derivers(p store.Path) ([]store.Path, error) {
+	if p.IsZero() {
+		return nil, nil
+	}
+	rows, err := s.db.Derivers(meta.DigestOf(p))
+	if err != nil {
+		return nil, err
+	}
+	var ps []store.Path
+	for _, r := range rows {
+		if n := s.graph.lookup(r.Drv); n != nil {
+			ps = append(ps, s.path(n))
+		}
+	}
+	return store.SortPaths(ps), nil
+}

@@ -1,0 +1,151 @@
+package disk
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+
+	"cairn/store"
+	"cairn/store/meta"
+)
+
+// Output is an object that was made in place: a tree on the store's file system, and what is known of it.
+type Output struct {
+	Info     *store.Info
+	TempPath string // where the tree is; gone when Register returns nil
+}
+
+// Register makes outputs valid, all at once. Their hashes are taken as given: whoever made them has
+// just computed them. Trees get the metadata of store objects. Outputs may refer to themselves and to
+// each other, but not in a circle. An output that is valid already is removed.
+func (s *Store) Register(ctx context.Context, outputs []Output) error {
+	if err := s.register(ctx, outputs); err != nil {
+		return fmt.Errorf("register outputs: %w", noSpace(err))
+	}
+	return nil
+}
+
+func (s *Store) register(ctx context.Context, outputs []Output) error {
+	outputs, err := sortOutputs(outputs)
+	if err != nil {
+		return err
+	}
+	var ds []meta.Digest
+	var paths []store.Path
+	for _, o := range outputs {
+		if err := s.checkInfo(o.Info); err != nil {
+			return fmt.Errorf("%s: %w", o.Info.Path, err)
+		}
+		ds = append(ds, meta.DigestOf(o.Info.Path))
+		paths = append(paths, o.Info.Path)
+		defer s.holdFor(ctx, o.Info.Path)()
+	}
+	unlock, err := s.locks.lock(ctx, ds...)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := s.Room(); err != nil {
+		return err
+	}
+	var objects []*pending
+	for _, o := range outputs {
+		p, release, err := s.adopt(o, paths)
+		if err != nil {
+			return fmt.Errorf("%s: %w", o.Info.Path, err)
+		}
+		defer release()
+		if p != nil {
+			defer removeTree(p.temp)
+			objects = append(objects, p)
+		}
+	}
+	if len(objects) == 0 {
+		return nil
+	}
+	return s.commit(objects)
+}
+
+// adopt moves an output's tree to a temporary name of ours and makes it canonical.
+// It returns nil when the path is valid already.
+func (s *Store) adopt(o Output, others []store.Path) (*pending, func(), error) {
+	nothing := func() {}
+	ok, err := s.present(o.Info.Path)
+	if err != nil {
+		return nil, nothing, err
+	}
+	if ok {
+		_, err := removeTree(o.TempPath)
+		return nil, nothing, err
+	}
+	release, err := s.holdRefs(o.Info.Path, o.Info.References, others...)
+	if err != nil {
+		return nil, nothing, err
+	}
+	temp := s.temp()
+	if err := moveTree(o.TempPath, temp); err != nil {
+		release()
+		return nil, nothing, err
+	}
+	p, err := s.pending(o.Info, temp)
+	if err == nil {
+		err = canonicalise(temp)
+	}
+	if err != nil {
+		release()
+		removeTree(temp)
+		return nil, nothing, err
+	}
+	return p, release, nil
+}
+
+// moveTree renames a tree, which its owner must be able to write for that.
+func moveTree(from, to string) error {
+	if fi, err := os.Lstat(from); err == nil && fi.IsDir() && fi.Mode()&0o200 == 0 {
+		if err := os.Chmod(from, 0o700); err != nil {
+			return err
+		}
+	}
+	return os.Rename(from, to)
+}
+
+// sortOutputs orders outputs, those referred to first, and refuses circles and doubles.
+func sortOutputs(outputs []Output) ([]Output, error) {
+	index := map[store.Path]int{}
+	for i, o := range outputs {
+		if _, ok := index[o.Info.Path]; ok {
+			return nil, fmt.Errorf("%s is there twice", o.Info.Path)
+		}
+		index[o.Info.Path] = i
+	}
+	var order []Output
+	state := make([]int, len(outputs)) // 0 new, 1 open, 2 done
+	var visit func(i int) error
+	visit = func(i int) error {
+		state[i] = 1
+		for _, r := range outputs[i].Info.References {
+			j, ok := index[r]
+			if !ok || j == i || state[j] == 2 {
+				continue
+			}
+			if state[j] == 1 {
+				return fmt.Errorf("%s and %s refer to each other in a circle", outputs[i].Info.Path, r)
+			}
+			if err := visit(j); err != nil {
+				return err
+			}
+		}
+		state[i] = 2
+		order = append(order, outputs[i])
+		return nil
+	}
+	for i := range outputs {
+		if state[i] == 0 {
+			if err := visit(i); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return slices.Clip(order), nil
+}

@@ -1,0 +1,89 @@
+package disk
+
+import (
+	"crypto/sha1"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"cairn/store"
+	"cairn/store/base32"
+	"cairn/store/meta"
+)
+
+// AddIndirectRoot makes what link points to a root for as long as link exists and points into the
+// store: STATEDIR/gcroots/auto/<base-32 SHA-1 of link> -> link.
+func (s *Store) AddIndirectRoot(link string) error {
+	if !filepath.IsAbs(link) || filepath.Clean(link) != link {
+		return fmt.Errorf("add indirect root %q: not an absolute clean path", link)
+	}
+	sum := sha1.Sum([]byte(link))
+	auto := filepath.Join(s.layout.StateDir, "gcroots", "auto", base32.Encode(sum[:]))
+	if err := replaceLink(link, auto); err != nil {
+		return fmt.Errorf("add indirect root %s: %w", link, err)
+	}
+	if target, err := os.Readlink(link); err == nil {
+		s.keepTarget(target)
+	}
+	return nil
+}
+
+// AddPermRoot makes link point to p, and makes it a root: by itself when it is below STATEDIR/gcroots,
+// otherwise indirectly. An existing link is replaced when it points into the store.
+func (s *Store) AddPermRoot(p store.Path, link string) error {
+	if !filepath.IsAbs(link) || filepath.Clean(link) != link {
+		return fmt.Errorf("add root %q: not an absolute clean path", link)
+	}
+	s.keepTarget(p.String())
+	if !s.IsValid(p) {
+		return fmt.Errorf("add root %s: %w", link, notValid(p))
+	}
+	if old, err := os.Readlink(link); err == nil {
+		if _, _, err := s.layout.Dir.Within(old); err != nil {
+			return fmt.Errorf("add root %s: it points to %s, which is not in the store", link, old)
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("add root %s: something is there that is no link: %w", link, err)
+	}
+	if err := replaceLink(p.String(), link); err != nil {
+		return fmt.Errorf("add root %s: %w", link, err)
+	}
+	if within(filepath.Join(s.layout.StateDir, "gcroots"), link) {
+		return nil
+	}
+	return s.AddIndirectRoot(link)
+}
+
+// keepTarget saves the object that a new root points to from the running collection.
+func (s *Store) keepTarget(target string) {
+	p, _, err := s.layout.Dir.Within(target)
+	if err != nil {
+		return
+	}
+	s.graph.mu.Lock()
+	defer s.graph.mu.Unlock()
+	if n := s.graph.byDigest[meta.DigestOf(p)]; n != nil {
+		s.graph.keep(n)
+	}
+}
+
+// replaceLink makes a symbolic link by one rename, durably.
+func replaceLink(target, link string) error {
+	if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
+		return err
+	}
+	temp := fmt.Sprintf("%s.%d.new", link, os.Getpid())
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Symlink(target, temp); err != nil {
+		return err
+	}
+	if err := os.Rename(temp, link); err != nil {
+		os.Remove(temp)
+		return err
+	}
+	return syncFile(filepath.Dir(link))
+}
