@@ -1,0 +1,369 @@
+// Package gc finds out which objects of a local store are needed, says why, and deletes the others
+// while the store goes on working.
+//
+// # Roots
+//
+//	link      STATEDIR/gcroots, recursively: links into the store, links to links into it (gcroots/auto has one for
+//	          each indirect root, named by the base-32 SHA-1 of the link's path), files named like objects
+//	profile   STATEDIR/profiles, in the same way
+//	temporary STATEDIR/temproots/<pid> of living clients that write the store's state themselves:
+//	          NUL-terminated paths
+//	lease     what work in progress holds, see package disk
+//	process   executables, mapped files, working directories, open files and environments of the processes that
+//	          we may look at
+//
+// A link in gcroots/auto whose target is gone is removed. A link that may be a root but cannot be read stops
+// the collection: what it keeps is unknown.
+//
+// # Collection
+//
+//	begin ──▶ roots ──▶ mark (pure, on a snapshot) ──▶ seal ──▶ sweep in batches, referrers first ──▶ end
+//
+// From begin on, package disk keeps whatever is added or held, so that the order of events elsewhere does not
+// matter, nobody waits for a collection, and a collection that is interrupted has deleted some garbage and
+// nothing else. A link that another process makes by itself, without asking the daemon, must
+// be held by a lease or temporary root until it is there.
+//
+// A live object keeps its references; with KeepDerivations (the default) the derivation that made it; with
+// KeepOutputs a live derivation keeps its valid outputs.
+package gc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"cairn/store"
+	"cairn/store/disk"
+)
+
+// ErrAlive says that a path cannot be deleted because a root keeps it; the text names the root.
+var ErrAlive = errors.New("path is alive")
+
+// batchSize is how many objects are deleted in one transaction.
+const batchSize = 1000
+
+// Action says what a collection does, with the numbers of the worker protocol.
+type Action uint8
+
+// The actions.
+const (
+	ReturnLive     Action = iota // list what is needed
+	ReturnDead                   // list what is not
+	DeleteDead                   // delete it
+	DeleteSpecific               // delete Options.Paths, and what needs them, if none is needed
+)
+
+// Options of a collection. The zero value lists what is live.
+type Options struct {
+	Action Action
+	// Paths is what DeleteSpecific deletes.
+	Paths []store.Path
+	// MaxFreed stops the deletion once so many bytes are free; 0 means no limit.
+	MaxFreed int64
+	// DryRun deletes nothing, but the result is what would be deleted, with sizes of archives.
+	DryRun bool
+	// IgnoreRoots deletes Paths though roots keep them. Leases still count. Danger: links are left dangling.
+	IgnoreRoots bool
+	// DropDerivations lets derivations go whose outputs are live; by default a live
+	// output keeps the derivation that made it.
+	DropDerivations bool
+	// KeepOutputs keeps the valid outputs of live derivations.
+	KeepOutputs bool
+	// NoProcesses leaves running processes out of the roots. Danger: programs in use may be deleted.
+	NoProcesses bool
+	// Progress is called now and then, and must return soon; nil is allowed.
+	Progress func(Event)
+}
+
+// Phase is a part of a collection.
+type Phase string
+
+// The phases, in order.
+const (
+	PhaseRoots Phase = "roots"
+	PhaseMark  Phase = "mark"
+	PhaseSweep Phase = "sweep"
+)
+
+// Event is how far a collection is.
+type Event struct {
+	Phase   Phase         `json:"phase"`
+	Done    int           `json:"done"`  // objects
+	Total   int           `json:"total"` // objects; 0: unknown
+	Bytes   int64         `json:"bytes"` // freed so far
+	Elapsed time.Duration `json:"elapsed"`
+	Left    time.Duration `json:"left"` // estimate; 0: unknown
+}
+
+// Result is what a collection did or found.
+type Result struct {
+	Paths      []store.Path `json:"paths"`      // deleted, or what was asked for
+	BytesFreed int64        `json:"bytesFreed"` // on disk; of archives in a dry run
+	Live       int          `json:"live"`       // objects that are needed
+	Roots      int          `json:"roots"`      // roots that keep something
+}
+
+// Collect does what opts says.
+func Collect(ctx context.Context, s *disk.Store, opts Options) (Result, error) {
+	c := &collection{s: s, opts: opts, start: time.Now()}
+	if err := c.run(ctx); err != nil {
+		return c.result, fmt.Errorf("collect garbage: %w", err)
+	}
+	return c.result, nil
+}
+
+type collection struct {
+	s      *disk.Store
+	opts   Options
+	start  time.Time
+	result Result
+
+	disk  *disk.Collection
+	edges edges
+	live  disk.Set
+}
+
+func (c *collection) run(ctx context.Context) error {
+	d, err := c.s.Collect(ctx, !c.opts.DropDerivations)
+	if err != nil {
+		return err
+	}
+	defer d.End()
+	c.disk, c.live = d, disk.NewSet(d.Len())
+	c.edges = edges{snap: d.Snapshot, derivers: !c.opts.DropDerivations, outputs: c.opts.KeepOutputs}
+	if err := c.mark(ctx); err != nil {
+		return err
+	}
+	switch c.opts.Action {
+	case ReturnLive:
+		c.list(c.live.Has)
+		return nil
+	case ReturnDead:
+		c.list(func(id uint32) bool { return !c.live.Has(id) })
+		return nil
+	case DeleteDead:
+		return c.sweep(ctx, c.dead())
+	case DeleteSpecific:
+		ids, err := c.specific(ctx)
+		if err != nil {
+			return err
+		}
+		return c.sweep(ctx, ids)
+	}
+	return fmt.Errorf("unknown action %d", c.opts.Action)
+}
+
+// mark fills the set of live objects.
+func (c *collection) mark(ctx context.Context) error {
+	var from []uint32
+	if c.opts.Action != DeleteSpecific || !c.opts.IgnoreRoots {
+		c.progress(PhaseRoots, 0, 0)
+		roots, err := findRoots(ctx, c.s, !c.opts.NoProcesses)
+		if err != nil {
+			return err
+		}
+		for _, r := range roots {
+			if id, ok := c.disk.Find(r.Target); ok {
+				from = append(from, id)
+				c.result.Roots++
+			}
+		}
+	}
+	c.progress(PhaseMark, 0, c.disk.Len())
+	if err := c.extend(c.live, from); err != nil {
+		return err
+	}
+	if err := c.disk.Seal(c.live, c.extend); err != nil {
+		return err
+	}
+	for id := range uint32(c.disk.Len()) {
+		if c.disk.Has(id) && c.live.Has(id) {
+			c.result.Live++
+		}
+	}
+	return context.Cause(ctx)
+}
+
+// extend adds objects and what they keep to the live ones.
+func (c *collection) extend(live disk.Set, from []uint32) error {
+	return mark(live, from, c.edges.kept)
+}
+
+// mark adds to live everything that is reachable. Numbers that live has no room for are newer
+// than it, and not its business.
+func mark(live disk.Set, from []uint32, kept func(id uint32, ids []uint32) ([]uint32, error)) error {
+	grey := append([]uint32(nil), from...)
+	for len(grey) > 0 {
+		id := grey[len(grey)-1]
+		grey = grey[:len(grey)-1]
+		if int(id/64) >= len(live) || !live.Add(id) {
+			continue
+		}
+		var err error
+		if grey, err = kept(id, grey); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *collection) list(want func(uint32) bool) {
+	for id := range uint32(c.disk.Len()) {
+		if c.disk.Has(id) && want(id) {
+			c.result.Paths = append(c.result.Paths, c.disk.Path(id))
+		}
+	}
+	store.SortPaths(c.result.Paths)
+}
+
+// dead returns what is not live, referrers first.
+func (c *collection) dead() []uint32 {
+	var ids []uint32
+	for id := range uint32(c.disk.Len()) {
+		if c.disk.Has(id) && !c.live.Has(id) {
+			ids = append(ids, id)
+		}
+	}
+	return referrersFirst(ids, c.disk.Len(), func(id uint32) []uint32 {
+		if c.live.Has(id) {
+			return nil
+		}
+		return c.disk.References(id)
+	})
+}
+
+// referrersFirst orders the objects reachable from ids so that none comes before one that refers to it:
+// the reverse of a depth-first post-order.
+func referrersFirst(ids []uint32, n int, refs func(uint32) []uint32) []uint32 {
+	type frame struct {
+		id   uint32
+		next int
+	}
+	seen := disk.NewSet(n)
+	wanted := disk.NewSet(n)
+	for _, id := range ids {
+		wanted.Add(id)
+	}
+	order := make([]uint32, 0, len(ids))
+	var stack []frame
+	for _, id := range ids {
+		if seen.Add(id) {
+			stack = append(stack, frame{id: id})
+		}
+		for len(stack) > 0 {
+			top := &stack[len(stack)-1]
+			r := refs(top.id)
+			if top.next == len(r) {
+				order = append(order, top.id)
+				stack = stack[:len(stack)-1]
+				continue
+			}
+			next := r[top.next]
+			top.next++
+			if wanted.Has(next) && seen.Add(next) {
+				stack = append(stack, frame{id: next})
+			}
+		}
+	}
+	for i, j := 0, len(order)-1; i < j; i, j = i+1, j-1 {
+		order[i], order[j] = order[j], order[i]
+	}
+	return order
+}
+
+// specific returns Options.Paths and the dead objects that refer to them, referrers first.
+func (c *collection) specific(ctx context.Context) ([]uint32, error) {
+	closure, err := c.s.ReferrersClosure(c.opts.Paths...)
+	if err != nil {
+		return nil, err
+	}
+	given := map[store.Path]bool{}
+	for _, p := range c.opts.Paths {
+		given[p] = true
+		if id, ok := c.disk.Find(p); ok && c.live.Has(id) {
+			return nil, c.alive(ctx, p)
+		}
+	}
+	var ids []uint32
+	for _, p := range closure {
+		id, ok := c.disk.Find(p)
+		if c.opts.IgnoreRoots && !given[p] {
+			return nil, fmt.Errorf("delete %s: %w: %s refers to it", c.opts.Paths[0], ErrAlive, p)
+		}
+		if ok {
+			ids = append(ids, id)
+		}
+	}
+	return referrersFirst(ids, c.disk.Len(), c.disk.References), nil
+}
+
+// alive makes the error that names a root of a path.
+func (c *collection) alive(ctx context.Context, p store.Path) error {
+	chains, err := Why(ctx, c.s, p)
+	if err == nil && len(chains) > 0 {
+		return fmt.Errorf("delete %s: %w: %s", p, ErrAlive, chains[0])
+	}
+	return fmt.Errorf("delete %s: %w: work in progress holds it", p, ErrAlive)
+}
+
+// sweep deletes objects in batches.
+func (c *collection) sweep(ctx context.Context, ids []uint32) error {
+	c.result.Paths = make([]store.Path, 0, len(ids))
+	begin := time.Now()
+	for done := 0; done < len(ids); {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		if c.opts.MaxFreed > 0 && c.result.BytesFreed >= c.opts.MaxFreed {
+			break
+		}
+		batch := ids[done:min(done+c.batch(), len(ids))]
+		if err := c.delete(batch); err != nil {
+			return err
+		}
+		done += len(batch)
+		c.swept(done, len(ids), begin)
+	}
+	return nil
+}
+
+// batch returns the size of the next batch: small when there is a limit, so as not to overshoot it.
+func (c *collection) batch() int {
+	if c.opts.MaxFreed > 0 {
+		return 32
+	}
+	return batchSize
+}
+
+func (c *collection) delete(batch []uint32) error {
+	if c.opts.DryRun {
+		for _, id := range batch {
+			c.result.Paths = append(c.result.Paths, c.disk.Path(id))
+			c.result.BytesFreed += c.disk.Size(id)
+		}
+		return nil
+	}
+	deleted, err := c.disk.Delete(batch)
+	for _, d := range deleted {
+		c.result.Paths = append(c.result.Paths, d.Path)
+		c.result.BytesFreed += d.Freed
+	}
+	return err
+}
+
+func (c *collection) swept(done, total int, begin time.Time) {
+	if c.opts.Progress == nil {
+		return
+	}
+	elapsed := time.Since(begin)
+	left := time.Duration(float64(elapsed) / float64(done) * float64(total-done))
+	c.opts.Progress(Event{Phase: PhaseSweep, Done: done, Total: total, Bytes: c.result.BytesFreed, Elapsed: time.Since(c.start), Left: left})
+}
+
+func (c *collection) progress(phase Phase, done, total int) {
+	if c.opts.Progress != nil {
+		c.opts.Progress(Event{Phase: phase, Done: done, Total: total, Elapsed: time.Since(c.start)})
+	}
+}
