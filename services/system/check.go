@@ -298,7 +298,9 @@ func (p Port) Overlaps(q Port) bool {
 	return anyAddress(p.Address) || anyAddress(q.Address) || p.Address == q.Address
 }
 
-func anyAddress(a string) bool { return a == "" || a == "*" || a == "0.0.0.0" || a == "::" || a == "[::]" }
+func anyAddress(a string) bool {
+	return a == "" || a == "*" || a == "0.0.0.0" || a == "::" || a == "[::]"
+}
 
 func checkArgv(argv []string) error {
 	if len(argv) == 0 {

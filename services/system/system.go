@@ -26,6 +26,9 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"cairn/derivation"
+	"cairn/store"
 )
 
 // Entry is one entry of the tree that the builder "builtin:tree" makes. Exactly one field is set,
@@ -74,6 +77,34 @@ func (s *Spec) Tree(cairn string) (map[string]Entry, error) {
 		t["activate"] = Entry{Symlink: cairn}
 	}
 	return t, nil
+}
+
+// Inputs finds what a text of the evaluation refers to: derivations with the outputs wanted, and sources.
+type Inputs func(text string) (map[store.Path][]string, []store.Path, error)
+
+// Derivation returns the recipe of the system closure: floating, content-addressed, called HOST-system.
+// The platform is the derivation's, such as "x86_64-linux"; cairn is as for Tree.
+func (s *Spec) Derivation(platform, cairn string, inputs Inputs) (*derivation.Derivation, error) {
+	tree, err := s.Tree(cairn)
+	if err != nil {
+		return nil, err
+	}
+	text := string(encode(tree))
+	drvs, srcs, err := inputs(text)
+	if err != nil {
+		return nil, fmt.Errorf("system: %w", err)
+	}
+	name := s.HostName
+	if name == "" {
+		name = "host"
+	}
+	return &derivation.Derivation{
+		Name:      name + "-system",
+		Outputs:   map[string]derivation.Output{"out": {Method: store.Recursive, Algo: store.SHA256}},
+		InputDrvs: drvs, InputSrcs: srcs,
+		System: platform, Builder: "builtin:tree",
+		Env: map[string]string{"builder": "builtin:tree", "name": name + "-system", "out": derivation.Placeholder("out"), "system": platform, "tree": text},
+	}, nil
 }
 
 // Sysusers returns the system accounts and groups in the syntax of sysusers.d.

@@ -9,7 +9,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"cairn/derivation"
 	"cairn/services/system"
+	"cairn/store"
 )
 
 func sample() *system.Spec {
@@ -65,6 +67,29 @@ func TestTree(t *testing.T) {
 	}
 	if diff := cmp.Diff(s, &m.Spec); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestDerivation(t *testing.T) {
+	src, err := store.ParsePath("/cairn/store/00000000000000000000000000000000-motd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := sample().Derivation("x86_64-linux", "", func(text string) (map[store.Path][]string, []store.Path, error) {
+		if !strings.Contains(text, src.String()) {
+			t.Error("the text to scan lacks a source")
+		}
+		return nil, []store.Path{src}, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k, err := d.Kind(); err != nil || k != derivation.Floating || d.Name != "web-1-system" {
+		t.Errorf("%s is %v, %v", d.Name, k, err)
+	}
+	var tree map[string]system.Entry
+	if err := json.Unmarshal([]byte(d.Env["tree"]), &tree); err != nil || *tree["etc/hostname"].Text != "web-1\n" {
+		t.Errorf("tree: %v %v", tree, err)
 	}
 }
 
