@@ -110,7 +110,8 @@ func (e *Engine) checkWayIn(ctx context.Context, p *Plan, wanted *system.Manifes
 		}
 	}
 	for _, name := range running {
-		if !slices.ContainsFunc(p.Units, func(u UnitChange) bool { return u.Name == name && u.Action == "stop" }) {
+		stops := func(u UnitChange) bool { return u.Name == name && u.Action == "stop" }
+		if wanted.Unit(name) == nil && !slices.ContainsFunc(p.Units, stops) {
 			p.Connection = "an ssh server keeps running: " + name
 			return
 		}
@@ -151,7 +152,7 @@ func (e *Engine) checkSudoers(ctx context.Context, p *Plan, file system.EtcFile)
 		p.Notes = append(p.Notes, "/etc/"+file.Path+" is not checked: the host has no sudo")
 		return
 	}
-	if _, err := e.run(ctx, visudo, "-c", "-q", "-f", e.real(file.Source)); err != nil {
+	if _, err := e.run(ctx, visudo, "-c", "-f", e.real(file.Source)); err != nil {
 		p.conflict("way in", "/etc/"+file.Path, "sudo would refuse it: %v", err)
 	}
 }
