@@ -1,6 +1,7 @@
 package refscan
 
 import (
+	"encoding/binary"
 	"io"
 
 	"cairn/store"
@@ -10,6 +11,7 @@ import (
 type Scanner struct {
 	dst        io.Writer
 	candidates map[string][]store.Path // not found yet, by digest
+	begins     [1 << 12]uint64         // bit set of how candidates begin
 	found      []store.Path
 	tail       [2 * digestLen]byte // the last bytes seen, and room for the next ones
 	held       int                 // how many
@@ -20,8 +22,16 @@ func NewScanner(w io.Writer, candidates []store.Path) *Scanner {
 	s := &Scanner{dst: w, candidates: make(map[string][]store.Path, len(candidates))}
 	for _, p := range candidates {
 		s.candidates[p.Digest()] = append(s.candidates[p.Digest()], p)
+		word, bit := begin([]byte(p.Digest()))
+		s.begins[word] |= bit
 	}
 	return s
+}
+
+// begin returns the place in a bit set of a hash of the first 8 digits.
+func begin(digest []byte) (word int, bit uint64) {
+	h := binary.LittleEndian.Uint64(digest) * 0x9e3779b97f4a7c15
+	return int(h >> 52), 1 << (h >> 46 & 63)
 }
 
 // Write scans p.
@@ -53,11 +63,17 @@ func (s *Scanner) border(p []byte) {
 func (s *Scanner) scan(b []byte) {
 	at := window(b, 0, 0)
 	for at >= 0 {
-		if paths, ok := s.candidates[string(b[at:at+digestLen])]; ok {
-			s.found = append(s.found, paths...)
-			delete(s.candidates, string(b[at:at+digestLen]))
+		if word, bit := begin(b[at:]); s.begins[word]&bit != 0 {
+			s.lookUp(b[at : at+digestLen])
 		}
 		at = window(b, at+1, at+digestLen)
+	}
+}
+
+func (s *Scanner) lookUp(digest []byte) {
+	if paths, ok := s.candidates[string(digest)]; ok {
+		s.found = append(s.found, paths...)
+		delete(s.candidates, string(digest))
 	}
 }
 
