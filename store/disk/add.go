@@ -122,10 +122,7 @@ func (s *Store) holdRefs(self store.Path, refs []store.Path, others ...store.Pat
 
 // receive restores a NAR at temp and checks it against info, whose size is filled in when it is zero.
 func (s *Store) receive(ctx context.Context, info *store.Info, temp string, r io.Reader) error {
-	check, err := newContentCheck(info)
-	if err != nil {
-		return err
-	}
+	check := newContentCheck(info)
 	in := s.newIntake(ctx, r, check.writers()...)
 	if err := nar.Restore(in, temp, nil); err != nil {
 		return err
@@ -161,7 +158,7 @@ func (s *Store) pending(info *store.Info, temp string) (*pending, error) {
 	}
 	p := &pending{path: info.Path, object: o, temp: temp}
 	if info.Path.IsDerivation() {
-		if err := s.derivationRows(p); err != nil {
+		if err := s.derivationRows(p, info); err != nil {
 			return nil, err
 		}
 	}

@@ -109,7 +109,7 @@ func (t *Snapshot) Deriver(id uint32) (uint32, bool) {
 
 // Outputs returns the numbers of the valid outputs of a derivation.
 func (t *Snapshot) Outputs(id uint32) ([]uint32, error) {
-	if !t.Has(id) || !t.nodes[id].named {
+	if !t.Has(id) || !t.nodes[id].isDrv {
 		return nil, nil
 	}
 	rows, err := t.s.db.Outputs(t.nodes[id].digest)
@@ -370,10 +370,12 @@ func (s *Store) keepBusy(c *Collection, nodes, locked []*node) {
 // when it fails.
 func (s *Store) deleteRows(nodes []*node) ([]*node, error) {
 	var batch meta.Batch
+	f := s.db.Forget()
+	defer f.Close()
 	start := 0
 	for i, n := range nodes {
 		var b meta.Batch
-		if err := s.db.Forget(&b, n.digest, n.named); err != nil {
+		if err := f.Object(&b, n.digest, n.isDrv, n.isOut); err != nil {
 			return nodes[start:], fmt.Errorf("delete %s: %w", s.path(n), err)
 		}
 		if batch.Size()+b.Size() > s.db.MaxBatch() {

@@ -20,7 +20,7 @@ type pending struct {
 	object *meta.Object
 	temp   string
 	rows   *meta.Batch // what else is committed with it; perhaps nil
-	named  bool        // rows of other tables name it
+	isDrv  bool        // rows has its outputs
 	placed bool        // renamed to its final name
 }
 
@@ -198,18 +198,18 @@ func (s *Store) enter(p *pending) {
 	if missing, ok := s.graph.insert(d, p.object); !ok {
 		panic(fmt.Sprintf("BUG: reference %s of %s went away while it was held", missing, p.path))
 	}
-	if p.named {
-		s.setNamed(d)
+	if p.isDrv {
+		s.flag(d, true, false)
 	}
 }
 
-func (s *Store) setNamed(ds ...meta.Digest) {
+// flag notes which rows an object may have besides its own.
+func (s *Store) flag(d meta.Digest, isDrv, isOut bool) {
 	s.graph.mu.Lock()
 	defer s.graph.mu.Unlock()
-	for _, d := range ds {
-		if n := s.graph.byDigest[d]; n != nil {
-			n.named = true
-		}
+	if n := s.graph.byDigest[d]; n != nil {
+		n.isDrv = n.isDrv || isDrv
+		n.isOut = n.isOut || isOut
 	}
 }
 

@@ -2,13 +2,13 @@ package disk
 
 import (
 	"fmt"
-	"hash"
 	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
 
 	"cairn/store"
+	"cairn/store/refscan"
 )
 
 // contentCheck compares an object's contents with its content address.
@@ -19,24 +19,21 @@ type contentCheck struct {
 }
 
 // newContentCheck prepares the check of an object's archive.
-func newContentCheck(info *store.Info) (*contentCheck, error) {
+func newContentCheck(info *store.Info) *contentCheck {
 	c := &contentCheck{ca: info.CA}
 	if info.CA.Method != store.Recursive {
-		return c, nil
+		return c
 	}
 	algo := info.CA.Hash.Algorithm()
-	if info.SelfReferences() {
-		return nil, fmt.Errorf("objects that refer to themselves cannot be checked yet")
+	switch {
+	case info.SelfReferences():
+		m := refscan.HashModulo(algo, info.Path.Digest())
+		c.w, c.sum = m, m.Sum
+	case algo != store.SHA256:
+		h := algo.New()
+		c.w, c.sum = h, func() store.Hash { return store.NewHash(algo, h.Sum(nil)) }
 	}
-	if algo != store.SHA256 {
-		c.hashWith(algo.New(), algo)
-	}
-	return c, nil
-}
-
-func (c *contentCheck) hashWith(h hash.Hash, algo store.Algorithm) {
-	c.w = h
-	c.sum = func() store.Hash { return store.NewHash(algo, h.Sum(nil)) }
+	return c
 }
 
 // writers returns what wants to see the archive.

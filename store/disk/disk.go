@@ -53,6 +53,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cairn/derivation"
 	"cairn/store"
 	"cairn/store/meta"
 )
@@ -93,6 +94,7 @@ type Store struct {
 	db     *meta.DB
 	graph  *graph
 	locks  keyed
+	hashes *derivation.Hashes
 
 	additions chan *addition
 	deletions sync.Mutex // serialises deletions that are not collections with collections
@@ -117,6 +119,7 @@ type background struct {
 func Open(ctx context.Context, l Layout, opts *Options) (*Store, error) {
 	s := &Store{layout: l, graph: newGraph(), additions: make(chan *addition, 1024), leases: map[*Lease]struct{}{}}
 	s.stop = make(chan struct{})
+	s.hashes = derivation.NewHashes(s.Derivation)
 	if opts != nil {
 		s.opts = *opts
 	}
@@ -240,9 +243,9 @@ func (s *Store) load() error {
 		}
 		start = end
 	}
-	return s.db.Named(func(d meta.Digest) {
+	return s.db.Named(func(d meta.Digest, isDrv, isOut bool) {
 		if n := g.byDigest[d]; n != nil {
-			n.named = true
+			n.isDrv, n.isOut = n.isDrv || isDrv, n.isOut || isOut
 		}
 	})
 }

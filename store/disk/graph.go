@@ -8,7 +8,7 @@ import (
 	"cairn/store/meta"
 )
 
-// node is an object in the graph. All but referrers, named, missing, kept and gone is immutable,
+// node is an object in the graph. All but referrers, isDrv, isOut, missing, kept and gone is immutable,
 // so that a snapshot can be walked without a lock.
 type node struct {
 	id        uint32
@@ -20,7 +20,8 @@ type node struct {
 	refs      []uint32 // without itself
 	referrers []uint32 // without itself
 
-	named   bool   // rows of other tables name it
+	isDrv   bool   // there may be rows of its outputs
+	isOut   bool   // there may be rows that say it was realised
 	missing bool   // there is a row but no object on disk: not valid
 	gone    bool   // being deleted: not in the graph any more
 	kept    uint64 // the collection that must not delete it
@@ -110,7 +111,7 @@ func (g *graph) insert(d meta.Digest, o *meta.Object) (meta.Digest, bool) {
 
 // replace puts n, which has no references yet, where old was missing. The caller holds mu.
 func (g *graph) replace(old, n *node) {
-	n.id, n.referrers, n.named = old.id, old.referrers, old.named
+	n.id, n.referrers, n.isDrv, n.isOut = old.id, old.referrers, old.isDrv, old.isOut
 	for _, r := range old.refs {
 		m := g.nodes[r]
 		m.referrers = slices.DeleteFunc(m.referrers, func(id uint32) bool { return id == old.id })

@@ -43,7 +43,7 @@ func (s *Store) AddRealisation(ctx context.Context, r *store.Realisation) error 
 	add.Signatures = sortedTexts(add.Signatures)
 	var b meta.Batch
 	b.PutRealisation(&add)
-	s.setNamed(d)
+	s.flag(d, false, true)
 	if err := s.db.Commit(&b); err != nil {
 		return fmt.Errorf("add realisation %s: %w", r.ID, err)
 	}
@@ -75,7 +75,8 @@ func (s *Store) LinkOutput(ctx context.Context, drv store.Path, output string, o
 	defer unlock()
 	var b meta.Batch
 	b.PutOutput(dd, output, out, true)
-	s.setNamed(dd, od)
+	s.flag(dd, true, false)
+	s.flag(od, false, true)
 	return s.db.Commit(&b)
 }
 

@@ -114,48 +114,6 @@ func (b *Batch) PutLease(l *Lease) {
 // DeleteLease removes a lease.
 func (b *Batch) DeleteLease(owner string) { b.remove(leaseKey(owner)) }
 
-// Forget adds to b the deletion of an object and, when rows is set, of every row that speaks of it as
-// the output of a derivation or as a derivation.
-func (d *DB) Forget(b *Batch, object Digest, rows bool) error {
-	b.remove(objectKey(object))
-	if !rows {
-		return nil
-	}
-	ids, err := d.RealisationsOf(object)
-	if err != nil {
-		return err
-	}
-	for _, id := range ids {
-		b.DeleteRealisation(id, object)
-	}
-	outputs, err := d.Outputs(object)
-	if err != nil {
-		return err
-	}
-	for _, o := range outputs {
-		b.deleteOutput(object, o.Name, DigestOf(o.Path))
-	}
-	return d.forgetDerivers(b, object)
-}
-
-// forgetDerivers removes the rows that call object an output because it was realised so.
-func (d *DB) forgetDerivers(b *Batch, object Digest) error {
-	derivers, err := d.Derivers(object)
-	if err != nil {
-		return err
-	}
-	for _, r := range derivers {
-		o, err := d.output(r.Drv, r.Output)
-		if err != nil && !errors.Is(err, ErrNotFound) {
-			return err
-		}
-		if err == nil && DigestOf(o.Path) == object && o.Realised {
-			b.deleteOutput(r.Drv, r.Output, object)
-		}
-	}
-	return nil
-}
-
 type request struct {
 	batch *Batch
 	reply chan error

@@ -1,7 +1,6 @@
 package meta
 
 import (
-	"bytes"
 	"fmt"
 
 	"cairn/store"
@@ -116,36 +115,47 @@ func (d *DB) Derivers(object Digest) ([]Deriver, error) {
 	prefix := append([]byte{tableDerivers}, object[:]...)
 	var derivers []Deriver
 	err := d.scan(prefix, false, func(key, _ []byte) error {
-		rest := key[len(prefix):]
-		if len(rest) < len(Digest{}) {
-			return errRecord
-		}
-		derivers = append(derivers, Deriver{Drv: Digest(rest[:20]), Output: string(rest[20:])})
-		return nil
+		d, err := decodeDeriver(key[len(prefix):])
+		derivers = append(derivers, d)
+		return err
 	})
 	return derivers, err
 }
 
-// Named calls fn for each object that other tables name, perhaps repeatedly:
-// as derivation, as output, as realised output. Others can be forgotten without their rows.
-func (d *DB) Named(fn func(Digest)) error {
-	for _, table := range []byte{tableRealisedBy, tableOutputs, tableDerivers} {
-		var last []byte
-		err := d.scan([]byte{table}, false, func(key, _ []byte) error {
-			if len(key) < 21 {
-				return errRecord
-			}
-			if !bytes.Equal(last, key[1:21]) {
-				last = append(last[:0], key[1:21]...)
-				fn(Digest(key[1:21]))
-			}
-			return nil
-		})
+func decodeDeriver(rest []byte) (Deriver, error) {
+	if len(rest) < len(Digest{}) {
+		return Deriver{}, errRecord
+	}
+	return Deriver{Drv: Digest(rest[:20]), Output: string(rest[20:])}, nil
+}
+
+// Named calls fn for each object of which other tables say that it is a derivation with outputs, or an output
+// that was realised. Others can be forgotten by their own row alone.
+func (d *DB) Named(fn func(object Digest, isDrv, isOut bool)) error {
+	err := d.scan([]byte{tableRealisedBy}, false, func(key, _ []byte) error {
+		if len(key) < 21 {
+			return errRecord
+		}
+		fn(Digest(key[1:21]), false, true)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return d.scan([]byte{tableOutputs}, true, func(key, value []byte) error {
+		if len(key) < 21 {
+			return errRecord
+		}
+		o, err := decodeOutput(d.store, "", value)
 		if err != nil {
 			return err
 		}
-	}
-	return nil
+		fn(Digest(key[1:21]), true, false)
+		if o.Realised {
+			fn(DigestOf(o.Path), false, true)
+		}
+		return nil
+	})
 }
 
 // Leases calls fn for each lease.
