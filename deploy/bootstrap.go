@@ -16,7 +16,7 @@ import (
 	"cairn/deploy/ssh"
 )
 
-// binaryDir is where machines keep the program: cairn-<hash>, and a link cairn to the one that was brought last.
+// binaryDir is where machines keep the program, as cairn-<hash>, and as cairn the one that `init --daemon` installed last.
 // It must be there before there is a store to put it in, and be found at boot whatever the store holds.
 const binaryDir = "/cairn/bin"
 
@@ -71,13 +71,12 @@ func (p *program) pack() ([]byte, error) {
 // asRoot runs its arguments as root.
 const asRoot = `if [ "$(id -u)" = 0 ]; then exec "$@"; fi; exec sudo -n -- "$@"`
 
-// receive puts what comes in, packed, at the name $2 if it has the hash $1, and links it; it keeps the last three.
+// receive puts what comes in, packed, at the name $2 if it has the hash $1; it keeps the last three.
 const receive = `set -eu; umask 022; d=` + binaryDir + `; mkdir -p $d
 find $d -name '.new-*' -mmin +60 -delete
 t=$(mktemp $d/.new-XXXXXX); trap 'rm -f "$t"' EXIT; gzip -dc >"$t"
 echo "$1  $t" | sha256sum -c --status || { echo "the program arrived damaged" >&2; exit 1; }
-chmod 755 "$t"; sync "$t"; mv -f "$t" "$2"
-ln -sfn "${2##*/}" $d/.new-link; mv -fT $d/.new-link $d/cairn; sync $d
+chmod 755 "$t"; sync "$t"; mv -f "$t" "$2"; sync $d
 ls -1t $d/cairn-* | tail -n +4 | xargs -r rm -f`
 
 // bring uploads the program, and has it set up what it needs: directories, keys, the daemon and its unit.
@@ -93,12 +92,12 @@ func (p *program) bring(ctx context.Context, conn *ssh.Conn, machine string) err
 	if err != nil {
 		return fmt.Errorf("bring the program: %w", rootError(conn, err))
 	}
-	return initDaemon(ctx, conn)
+	return p.initDaemon(ctx, conn)
 }
 
 // initDaemon has the program set up the machine; it changes nothing that is right already.
-func initDaemon(ctx context.Context, conn *ssh.Conn) error {
-	err := conn.Run(ctx, ssh.Command{Argv: []string{"sh", "-c", asRoot, "sh", binaryLink, "init", "--daemon"}})
+func (p *program) initDaemon(ctx context.Context, conn *ssh.Conn) error {
+	err := conn.Run(ctx, ssh.Command{Argv: []string{"sh", "-c", asRoot, "sh", p.there(), "init", "--daemon"}})
 	if err != nil {
 		return fmt.Errorf("set up the daemon: %w", rootError(conn, err))
 	}

@@ -169,7 +169,7 @@ func (d *deployment) hello(ctx context.Context, l *link) (*Facts, error) {
 	}
 	if r.Facts.DaemonError != "" {
 		d.tell("agent", "setting up the daemon")
-		if err := initDaemon(ctx, l.ssh); err != nil {
+		if err := d.program.initDaemon(ctx, l.ssh); err != nil {
 			return nil, err
 		}
 		if r, err = l.ask(q); err != nil {

@@ -13,8 +13,8 @@ import (
 	"cairn/store/disk"
 )
 
-// binaryLink is where the program is on a machine: a link to the one that was brought last.
-const binaryLink = binaryDir + "/cairn"
+// installed is where `init --daemon` puts the program.
+const installed = binaryDir + "/cairn"
 
 // Main is the command that the coordinator runs on machines:
 //
@@ -41,12 +41,12 @@ func Main(ctx context.Context, args []string, in io.Reader, out io.Writer, geten
 
 // ownProgram is where the watchdog finds the program, also after a reboot.
 func ownProgram() string {
-	if _, err := os.Stat(binaryLink); err == nil {
-		return binaryLink
+	if _, err := os.Stat(installed); err == nil {
+		return installed
 	}
 	exe, err := os.Executable()
 	if err != nil {
-		return binaryLink
+		return installed
 	}
 	return exe
 }
