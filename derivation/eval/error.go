@@ -254,12 +254,34 @@ func UserPlace(t *starlark.Thread) syntax.Position {
 
 const originKey = "cairn origin"
 
-// WithOrigin runs f while records made inside the library count as made at place.
-func WithOrigin(t *starlark.Thread, place syntax.Position, f func() error) error {
+// OnBehalf runs f for something that was written at place: records that f makes inside the library count
+// as made there, and so do errors inside the library. The error of f gets its place.
+func OnBehalf(t *starlark.Thread, place syntax.Position, f func() error) error {
 	before := t.Local(originKey)
 	t.SetLocal(originKey, place)
 	defer t.SetLocal(originKey, before)
-	return f()
+	err := f()
+	if err == nil {
+		return nil
+	}
+	err = of(t).locate(err)
+	var placed *Error
+	if errors.As(err, &placed) && strings.HasPrefix(placed.File, libraryPrefix) && place.IsValid() {
+		placed.File, placed.Line, placed.Col = place.Filename(), int(place.Line), int(place.Col)
+	}
+	return err
+}
+
+// Prefix puts words in front of the message of an error that has a place, or of any other.
+func Prefix(err error, words string) error {
+	var placed *Error
+	if !errors.As(err, &placed) {
+		return fmt.Errorf("%s%w", words, err)
+	}
+	if !strings.HasPrefix(placed.Message, words) {
+		placed.Message = words + placed.Message
+	}
+	return placed
 }
 
 // callPlace is where the call of the running built-in is written.

@@ -189,17 +189,6 @@ func hostPath(t *starlark.Thread, a []starlark.Value) (starlark.Value, error) {
 	return HostPath(p), nil
 }
 
-// HostPaths returns those of the host paths of this evaluation that text mentions as whole paths.
-func (e *Evaluation) HostPaths(text string) []string {
-	var out []string
-	for p := range e.objects.hosts {
-		if mentions(text, p) {
-			out = append(out, p)
-		}
-	}
-	return out
-}
-
 // mentions reports whether p stands in text and does not go on behind.
 func mentions(text, p string) bool {
 	for {

@@ -25,12 +25,16 @@ type objects struct {
 	drvs    map[store.Path]*derivation.Derivation
 	hashes  *derivation.Hashes
 	hosts   map[string]bool // host paths that were made
+
+	mentioned map[string]mentioned // host paths by text
+	programs  map[string]*Object   // by file
 }
 
 func (o *objects) init(dir store.Dir) {
 	o.dir = dir
 	o.digests, o.added = map[string]*ref{}, map[store.Path]Addition{}
 	o.drvs, o.hosts = map[store.Path]*derivation.Derivation{}, map[string]bool{}
+	o.mentioned, o.programs = map[string]mentioned{}, map[string]*Object{}
 	o.hashes = derivation.NewHashes(func(p store.Path) (*derivation.Derivation, error) {
 		if d := o.drvs[p]; d != nil {
 			return d, nil

@@ -279,6 +279,8 @@ func TypeOf(v starlark.Value) (Type, bool) {
 		}
 	case *RecordType:
 		return recordType{v}, true
+	case interface{ AsType() Type }:
+		return v.AsType(), true
 	}
 	return nil, false
 }
