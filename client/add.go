@@ -56,7 +56,7 @@ func (c *Conn) AddFrom(ctx context.Context, infos []*store.Info, from store.Read
 			e := protocol.NewEncoder(ww, c.answer.Format)
 			e.Uint64(uint64(len(infos)))
 			for _, i := range infos {
-				e.StreamInfo(i)
+				e.KeyedInfo(i)
 				if err := from.NAR(ctx, i.Path, ww); err != nil {
 					return err
 				}

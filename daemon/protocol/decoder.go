@@ -204,3 +204,6 @@ func (d *Decoder) Method() (store.Method, store.Algorithm) {
 func (d *Decoder) NarHash() store.Hash {
 	return parsed(d, d.Text(MaxPath), func(s string) (store.Hash, error) { return store.ParseHash(s, store.SHA256) })
 }
+
+// BasePath reads the base name of a store path.
+func (d *Decoder) BasePath() store.Path { return parsed(d, d.Text(MaxPath), d.Dir.Path) }

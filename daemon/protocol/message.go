@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"cairn/archive"
 	"cairn/store"
 )
 
@@ -120,16 +121,12 @@ var codes = []struct {
 	{"untrusted", store.ErrUntrusted},
 	{"hash-mismatch", store.ErrHashMismatch},
 	{"not-allowed", ErrNotAllowed},
-	{"unauthorized", ErrUnauthorized},
+	{"unauthorized", archive.ErrUnauthorized},
+	{"corrupt", archive.ErrCorrupt},
 }
 
-// Errors of the protocol that callers test for with errors.Is.
-var (
-	// ErrNotAllowed says that the peer's rights do not suffice.
-	ErrNotAllowed = errors.New("you are not allowed to do that")
-	// ErrUnauthorized says that a bundle's signer is not in the ACL.
-	ErrUnauthorized = errors.New("signer is not authorized")
-)
+// ErrNotAllowed says that the peer's rights do not suffice.
+var ErrNotAllowed = errors.New("you are not allowed to do that")
 
 // NewError makes the wire's error of err.
 func NewError(err error) *Error {

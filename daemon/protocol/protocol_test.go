@@ -6,12 +6,14 @@ import (
 	"io"
 	"net"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"cairn/archive/wire"
 	"cairn/daemon/protocol"
+	"cairn/derivation"
 	"cairn/store"
 )
 
@@ -80,25 +82,11 @@ func sampleResult(t testing.TB) *protocol.BuildResult {
 
 func TestInfoOnTheWire(t *testing.T) {
 	i := sampleInfo(t)
-	short := words(t, i.Path.String(), i.Deriver.String(), i.NarHash.Hex(), 2, i.References[1].String(), i.References[0].String(), 1700000000, 120)
-	if i.References[0].Compare(i.References[1]) < 0 {
-		short = words(t, i.Path.String(), i.Deriver.String(), i.NarHash.Hex(), 2, i.References[0].String(), i.References[1].String(), 1700000000, 120)
-	}
-	long := append(bytes.Clone(short), words(t, 1, 1, "k:AAAA", i.CA.String())...)
-	for _, c := range []struct {
-		name  string
-		minor int
-		write func(*protocol.Encoder)
-		want  []byte
-	}{
-		{"1.38", 38, func(e *protocol.Encoder) { e.KeyedInfo(i) }, long},
-		{"1.16", 16, func(e *protocol.Encoder) { e.KeyedInfo(i) }, long},
-		{"1.15", 15, func(e *protocol.Encoder) { e.KeyedInfo(i) }, short},
-		{"stream in 1.15", 15, func(e *protocol.Encoder) { e.StreamInfo(i) }, long},
-	} {
-		if got := encode(t, format(c.minor), c.write); !bytes.Equal(got, c.want) {
-			t.Errorf("%s: got %q, want %q", c.name, got, c.want)
-		}
+	refs := []string{i.References[0].String(), i.References[1].String()}
+	slices.Sort(refs)
+	long := words(t, i.Path.String(), i.Deriver.String(), i.NarHash.Hex(), 2, refs[0], refs[1], 1700000000, 120, 1, 1, "k:AAAA", i.CA.String())
+	if got := encode(t, format(18), func(e *protocol.Encoder) { e.KeyedInfo(i) }); !bytes.Equal(got, long) {
+		t.Errorf("got %q, want %q", got, long)
 	}
 	d := decoder(long, format(38))
 	got := d.KeyedInfo()
@@ -158,21 +146,6 @@ func TestNewResultForOldPeer(t *testing.T) {
 	got := d.BuildResult()
 	if d.Err() != nil || got.Outputs["out"].OutPath != o.OutPath || strings.Trim(got.Outputs["out"].ID.Drv.Hex(), "0") != "" {
 		t.Errorf("got %+v, %v", got, d.Err())
-	}
-}
-
-func TestRealisationJSON(t *testing.T) {
-	r := sampleResult(t).Outputs["out"]
-	r.Dependents = map[store.DrvOutput]store.Path{{Drv: store.SHA256.Sum(nil), Output: "dev"}: path(t, "2bj8pdj5hdiqgbcr2z9k8wg6vvjxzbj6-b")}
-	b := protocol.RealisationJSON(r)
-	want := `{"dependentRealisations":{"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855!dev":"2bj8pdj5hdiqgbcr2z9k8wg6vvjxzbj6-b"},` +
-		`"id":"sha256:` + r.ID.Drv.Hex() + `!out","outPath":"7h7qgvs4kgzsn8a6rb273saxyqh4jxlz-a","signatures":["k:AA"]}`
-	if string(b) != want {
-		t.Errorf("got  %s\nwant %s", b, want)
-	}
-	got, err := protocol.ParseRealisationJSON(dir, b)
-	if err != nil || !reflect.DeepEqual(got, r) {
-		t.Errorf("got %+v, %v", got, err)
 	}
 }
 
@@ -392,7 +365,7 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, which, minor uint8, b []byte) {
 		c := codecs[int(which)%len(codecs)]
-		fm := format(18 + int(minor)%21)
+		fm := format(20 + int(minor)%19)
 		if minor >= 128 {
 			fm.Features = protocol.AllFeatures()
 		}
@@ -424,6 +397,7 @@ func codecOf[T any](decode func(*protocol.Decoder) T, encode func(*protocol.Enco
 }
 
 var codecs = []codec{
+	codecOf(func(d *protocol.Decoder) *derivation.Derivation { return d.BasicDerivation("a") }, (*protocol.Encoder).BasicDerivation),
 	codecOf((*protocol.Decoder).KeyedInfo, (*protocol.Encoder).KeyedInfo),
 	codecOf((*protocol.Decoder).BuildResult, (*protocol.Encoder).BuildResult),
 	codecOf((*protocol.Decoder).Message, (*protocol.Encoder).Message),
@@ -447,4 +421,26 @@ func FuzzHandshake(f *testing.F) {
 		protocol.Server{Dir: dir}.Handshake(wire.NewReader(bytes.NewReader(b)), wire.NewWriter(io.Discard))
 		protocol.Client{Dir: dir}.Handshake(wire.NewReader(bytes.NewReader(b)), wire.NewWriter(io.Discard))
 	})
+}
+
+func TestBasicDerivationRoundTrip(t *testing.T) {
+	for name, columns := range map[string][3]string{
+		"input-addressed": {"/nix/store/7h7qgvs4kgzsn8a6rb273saxyqh4jxlz-a", "", ""},
+		"fixed":           {"/nix/store/7h7qgvs4kgzsn8a6rb273saxyqh4jxlz-a", "r:sha256", store.SHA256.Sum(nil).Hex()},
+		"floating":        {"", "r:sha256", ""},
+		"deferred":        {"", "", ""},
+		"impure":          {"", "r:sha256", "impure"},
+	} {
+		b := words(t, 1, "out", columns[0], columns[1], columns[2], 1, "/nix/store/2bj8pdj5hdiqgbcr2z9k8wg6vvjxzbj6-b",
+			"x86_64-linux", "/bin/sh", 2, "-c", "echo", 1, "out", "x")
+		d := decoder(b, format(34))
+		drv := d.BasicDerivation("a")
+		if d.Err() != nil {
+			t.Errorf("%s: %v", name, d.Err())
+			continue
+		}
+		if got := encode(t, format(34), func(e *protocol.Encoder) { e.BasicDerivation(drv) }); !bytes.Equal(got, b) {
+			t.Errorf("%s: got %q, want %q", name, got, b)
+		}
+	}
 }

@@ -90,13 +90,8 @@ func (e *Encoder) BuildResult(r *BuildResult) {
 	case e.Version >= Minor(28):
 		m := map[string]string{}
 		for _, n := range names {
-			o := r.Outputs[n]
-			id := o.ID.String()
-			if o.ID.Drv.IsZero() {
-				id = anonymous(n)
-				o.ID.Output = n
-			}
-			m[id] = string(RealisationJSON(o))
+			o := known(r.Outputs[n], n)
+			m[o.ID.String()] = o.JSON()
 		}
 		e.Map(m)
 	}

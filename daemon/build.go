@@ -1,0 +1,254 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"cairn/daemon/build"
+	"cairn/daemon/protocol"
+	"cairn/derivation"
+	"cairn/store"
+)
+
+// buildRequest is the request of BuildPaths and BuildPathsWithResults.
+type buildRequest struct {
+	targets []protocol.Target
+	mode    uint64
+}
+
+func readBuild(d *protocol.Decoder) buildRequest {
+	return buildRequest{d.Targets(), d.Uint64()}
+}
+
+// modeOf checks a build mode and the right to it.
+func (x *session) modeOf(n uint64) (build.Mode, error) {
+	switch mode := build.Mode(n); {
+	case n > uint64(build.Check):
+		return 0, fmt.Errorf("build mode %d is unknown", n)
+	case mode == build.Repair && !x.peer.Trusted:
+		return 0, fmt.Errorf("repair: %w", protocol.ErrNotAllowed)
+	default:
+		return mode, nil
+	}
+}
+
+// builder returns the builder with the session's settings.
+func (x *session) builder() *build.Builder { return x.server.build.With(x.set.build) }
+
+// buildAll builds targets and keeps what becomes of them for the session.
+func (x *session) buildAll(ctx context.Context, q buildRequest) ([]*protocol.BuildResult, error) {
+	mode, err := x.modeOf(q.mode)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range q.targets {
+		if err := x.holdTarget(t); err != nil {
+			return nil, err
+		}
+	}
+	obs := x.observe()
+	defer obs.end()
+	results, err := x.builder().Build(ctx, q.targets, mode, obs)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range results {
+		for _, o := range r.Outputs {
+			if err := x.hold(o.OutPath); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return results, nil
+}
+
+// holdTarget keeps a target, and its outputs as far as their paths are known, before they are built.
+func (x *session) holdTarget(t protocol.Target) error {
+	if err := x.hold(t.Path); err != nil {
+		return err
+	}
+	if len(t.Outputs) == 0 {
+		return nil
+	}
+	outputs, err := x.server.build.OutputMap(t.Path)
+	if err != nil {
+		return nil // the build will say why
+	}
+	for _, p := range outputs {
+		if p.IsZero() {
+			continue
+		}
+		if err := x.hold(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (x *session) buildPaths(ctx context.Context, q buildRequest) (reply, error) {
+	results, err := x.buildAll(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	return one, failures(results)
+}
+
+// failures makes one error of the builds that failed.
+func failures(results []*protocol.BuildResult) error {
+	var texts []string
+	for _, r := range results {
+		if !r.Status.OK() && !slices.Contains(texts, r.Error) {
+			texts = append(texts, cmpText(r.Error, fmt.Sprintf("build %s: %s", r.Target, r.Status)))
+		}
+	}
+	if len(texts) == 0 {
+		return nil
+	}
+	return errors.New(strings.Join(texts, "\n"))
+}
+
+func cmpText(texts ...string) string {
+	for _, t := range texts {
+		if t != "" {
+			return t
+		}
+	}
+	return ""
+}
+
+func (x *session) buildPathsWithResults(ctx context.Context, q buildRequest) (reply, error) {
+	results, err := x.buildAll(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	return func(e *protocol.Encoder) error {
+		e.Uint64(uint64(len(results)))
+		for _, r := range results {
+			e.Target(r.Target)
+			e.BuildResult(r)
+		}
+		return nil
+	}, nil
+}
+
+// basicBuild is the request of BuildDerivation.
+type basicBuild struct {
+	path store.Path
+	drv  *derivation.Derivation
+	mode uint64
+}
+
+func readBuildDerivation(d *protocol.Decoder) basicBuild {
+	p := d.Path()
+	return basicBuild{p, d.BasicDerivation(strings.TrimSuffix(p.Name(), ".drv")), d.Uint64()}
+}
+
+// buildDerivation builds what need not be in the store. Who is not trusted may only have outputs that prove
+// themselves, and only under the derivation's own path.
+func (x *session) buildDerivation(ctx context.Context, q basicBuild) (reply, error) {
+	mode, err := x.modeOf(q.mode)
+	if err != nil {
+		return nil, err
+	}
+	if !q.path.IsDerivation() {
+		return nil, fmt.Errorf("build %s: it is no derivation", q.path)
+	}
+	if !x.peer.Trusted {
+		if q.path, err = ownPath(q.drv, q.path); err != nil {
+			return nil, err
+		}
+	}
+	if err := x.hold(q.path); err != nil {
+		return nil, err
+	}
+	obs := x.observe()
+	defer obs.end()
+	r := x.builder().BuildDerivation(ctx, q.path, q.drv, mode, obs)
+	for _, o := range r.Outputs {
+		if err := x.hold(o.OutPath); err != nil {
+			return nil, err
+		}
+	}
+	return func(e *protocol.Encoder) error {
+		e.BuildResult(r)
+		return nil
+	}, nil
+}
+
+// ownPath returns the path that a derivation of an untrusted peer has.
+func ownPath(d *derivation.Derivation, claimed store.Path) (store.Path, error) {
+	kind, err := d.Kind()
+	if err != nil {
+		return store.Path{}, err
+	}
+	if kind != derivation.Fixed && kind != derivation.Floating {
+		return store.Path{}, fmt.Errorf("build %s: its outputs are not content-addressed: %w", claimed, protocol.ErrNotAllowed)
+	}
+	if err := derivation.NewHashes(nil).CheckOutputs(d, claimed.Dir()); err != nil {
+		return store.Path{}, err
+	}
+	return d.Path(claimed.Dir())
+}
+
+func (x *session) ensurePath(_ context.Context, p store.Path) (reply, error) {
+	if err := x.hold(p); err != nil {
+		return nil, err
+	}
+	if !x.server.store.IsValid(p) {
+		return nil, fmt.Errorf("path '%s' is not valid, and there is no substituter for it: %w", p, store.ErrNotValid)
+	}
+	return one, nil
+}
+
+func (x *session) queryMissing(_ context.Context, targets []protocol.Target) (reply, error) {
+	m, err := x.server.build.Missing(targets)
+	if err != nil {
+		return nil, err
+	}
+	return func(e *protocol.Encoder) error {
+		e.Missing(&protocol.Missing{
+			Build: m.Build, Substitute: m.Substitute, Unknown: m.Unknown,
+			Download: uint64(m.DownloadSize), Unpacked: uint64(m.NarSize),
+		})
+		return nil
+	}, nil
+}
+
+func (x *session) queryDerivationOutputMap(_ context.Context, drv store.Path) (reply, error) {
+	m, err := x.server.build.OutputMap(drv)
+	if err != nil {
+		return nil, err
+	}
+	return func(e *protocol.Encoder) error {
+		e.OutputMap(m)
+		return nil
+	}, nil
+}
+
+func (x *session) queryDerivationOutputs(_ context.Context, drv store.Path) (reply, error) {
+	m, err := x.server.build.OutputMap(drv)
+	if err != nil {
+		return nil, err
+	}
+	return replyPaths(slices.DeleteFunc(slices.Collect(maps.Values(m)), store.Path.IsZero), nil)
+}
+
+func (x *session) queryDerivationOutputNames(_ context.Context, drv store.Path) (reply, error) {
+	m, err := x.server.build.OutputMap(drv)
+	if err != nil {
+		return nil, err
+	}
+	return func(e *protocol.Encoder) error {
+		e.TextSet(slices.Collect(maps.Keys(m)))
+		return nil
+	}, nil
+}
+
+// followLog sends a build log, to the end of the build if it runs.
+func (x *session) followLog(ctx context.Context, drv store.Path) (reply, error) {
+	return nil, x.server.build.FollowLog(ctx, drv, x.tunnel)
+}

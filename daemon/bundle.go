@@ -1,0 +1,235 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"cairn/archive"
+	"cairn/archive/nar"
+	"cairn/daemon/protocol"
+	"cairn/derivation"
+	"cairn/store"
+	"cairn/store/disk"
+)
+
+// importBundle stages all objects of a bundle beside the store, and makes them valid together when the
+// last byte has proved right. Anybody may bring a bundle; the ACL decides about its signer.
+func (x *session) importBundle(ctx context.Context, _ struct{}) (reply, error) {
+	s := x.server
+	acl, err := archive.LoadACL(s.opts.ACL)
+	if err != nil {
+		return nil, err
+	}
+	b, err := archive.OpenBundle(x.upload, s.store.Dir())
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	if err := b.VerifySignature(acl); err != nil {
+		return nil, err
+	}
+	infos := b.Infos()
+	paths := make([]store.Path, len(infos))
+	for n, i := range infos {
+		paths[n] = i.Path
+		if err := x.hold(i.Path); err != nil {
+			return nil, err
+		}
+	}
+	dir, err := s.store.TempDir()
+	if err != nil {
+		return nil, err
+	}
+	defer removeStaged(dir)
+	outputs, err := x.stage(ctx, b, dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.store.Register(ctx, outputs); err != nil {
+		return nil, err
+	}
+	return replyPaths(paths, nil)
+}
+
+// stage restores the objects that are missing below dir.
+func (x *session) stage(ctx context.Context, b *archive.Bundle, dir string) ([]disk.Output, error) {
+	var outputs []disk.Output
+	staged := map[store.Path]string{}
+	for {
+		info, r, err := b.Next()
+		if err == io.EOF {
+			return outputs, x.checkStaged(staged)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := context.Cause(ctx); err != nil {
+			return nil, err
+		}
+		if x.server.store.IsValid(info.Path) {
+			continue
+		}
+		info.Ultimate = false
+		temp := filepath.Join(dir, info.Path.Base())
+		if err := nar.Restore(r, temp, nil); err != nil {
+			return nil, fmt.Errorf("import %s: %w", info.Path, err)
+		}
+		if info.Path.IsDerivation() {
+			staged[info.Path] = temp
+		}
+		outputs = append(outputs, disk.Output{Info: info, TempPath: temp})
+	}
+}
+
+// checkStaged checks that the derivations of a bundle claim no outputs but their own.
+func (x *session) checkStaged(staged map[store.Path]string) error {
+	load := func(p store.Path) (*derivation.Derivation, error) {
+		temp, ok := staged[p]
+		if !ok {
+			return x.server.hashes.load(p)
+		}
+		b, err := os.ReadFile(temp)
+		if err != nil {
+			return nil, err
+		}
+		return derivation.ParseAt(p, b)
+	}
+	h := derivation.NewHashes(load)
+	for p := range staged {
+		d, err := load(p)
+		if err == nil {
+			err = h.CheckOutputs(d, p.Dir())
+		}
+		if err != nil {
+			return fmt.Errorf("import %s: %w", p, err)
+		}
+	}
+	return nil
+}
+
+// removeStaged removes a directory whose contents may be read-only.
+func removeStaged(dir string) {
+	filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.IsDir() {
+			os.Chmod(path, 0o700)
+		}
+		return nil
+	})
+	os.RemoveAll(dir)
+}
+
+// bundleRequest is the request of ExportBundle.
+type bundleRequest struct {
+	paths   []store.Path
+	closure bool
+}
+
+func readBundle(d *protocol.Decoder) bundleRequest { return bundleRequest{d.Paths(), d.Bool()} }
+
+// exportBundle signs with the machine's key, for whoever asks: the signature says that this store has these
+// objects, which is so.
+func (x *session) exportBundle(ctx context.Context, q bundleRequest) (reply, error) {
+	s := x.server
+	key, err := archive.ReadSecretKey(s.opts.SigningKey)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w; make one with: cairn archive --generate-key", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range q.paths {
+		if err := x.hold(p); err != nil {
+			return nil, err
+		}
+	}
+	paths := q.paths
+	if q.closure {
+		if paths, err = s.store.Closure(q.paths...); err != nil {
+			return nil, err
+		}
+	}
+	infos, err := x.infos(ctx, paths)
+	if err != nil {
+		return nil, err
+	}
+	return nil, archive.WriteBundle(ctx, x.tunnel, key, s.store.Dir(), infos, s.store)
+}
+
+func (x *session) infos(ctx context.Context, paths []store.Path) ([]*store.Info, error) {
+	infos := make([]*store.Info, 0, len(paths))
+	for _, p := range paths {
+		info, err := x.server.store.Info(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		infos = append(infos, info)
+	}
+	return infos, nil
+}
+
+// exportRequest is the request of ExportPath.
+func readExport(d *protocol.Decoder) store.Path {
+	p := d.Path()
+	d.Uint64()
+	return p
+}
+
+// exportPath sends one object of an export stream, for clients of long ago: the stream without its frame.
+func (x *session) exportPath(ctx context.Context, p store.Path) (reply, error) {
+	w := &middle{w: x.tunnel, skip: 8}
+	if err := archive.WriteExport(ctx, w, x.server.store, []store.Path{p}); err != nil {
+		return nil, err
+	}
+	return one, w.end()
+}
+
+// middle passes a stream on without its first and last 8 bytes.
+type middle struct {
+	w    io.Writer
+	skip int
+	last []byte
+}
+
+func (m *middle) Write(p []byte) (int, error) {
+	n := len(p)
+	cut := min(m.skip, len(p))
+	m.skip -= cut
+	p = p[cut:]
+	all := append(m.last, p...)
+	keep := min(8, len(all))
+	m.last = bytes.Clone(all[len(all)-keep:])
+	if _, err := m.w.Write(all[:len(all)-keep]); err != nil {
+		return 0, err
+	}
+	return n, nil
+}
+
+func (m *middle) end() error {
+	if len(m.last) != 8 || !bytes.Equal(m.last, make([]byte, 8)) {
+		return errors.New("BUG: export stream without an end")
+	}
+	return nil
+}
+
+// importPaths reads an export stream, which has no signatures, so that the table lets only trusted peers.
+func (x *session) importPaths(ctx context.Context, _ struct{}) (reply, error) {
+	var paths []store.Path
+	err := archive.ReadExport(&pull{x: x}, x.server.store.Dir(), func(info *store.Info, r io.Reader) error {
+		if info.Path.IsDerivation() {
+			b, err := x.checkedDerivation(info.Path.Name(), true, r)
+			if err != nil {
+				return fmt.Errorf("import %s: %w", info.Path, err)
+			}
+			r = bytes.NewReader(b)
+		}
+		paths = append(paths, info.Path)
+		return x.server.store.Add(ctx, info, r)
+	})
+	return replyPaths(paths, err)
+}

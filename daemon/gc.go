@@ -1,0 +1,207 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math"
+	"slices"
+
+	"cairn/daemon/protocol"
+	"cairn/store"
+	"cairn/store/disk"
+	"cairn/store/gc"
+)
+
+func (x *session) addTempRoot(_ context.Context, p store.Path) (reply, error) {
+	return one, x.hold(p)
+}
+
+func readLink(d *protocol.Decoder) string { return d.Text(protocol.MaxPath) }
+
+func (x *session) addIndirectRoot(_ context.Context, link string) (reply, error) {
+	return one, x.server.store.AddIndirectRoot(link)
+}
+
+// permRoot is the request of AddPermRoot.
+type permRoot struct {
+	path store.Path
+	link string
+}
+
+func readPermRoot(d *protocol.Decoder) permRoot {
+	return permRoot{d.Path(), d.Text(protocol.MaxPath)}
+}
+
+func (x *session) addPermRoot(_ context.Context, q permRoot) (reply, error) {
+	return func(e *protocol.Encoder) error {
+		e.Text(q.link)
+		return nil
+	}, x.server.store.AddPermRoot(q.path, q.link)
+}
+
+// syncWithGC has nothing to do: additions never wait for a collection.
+func (x *session) syncWithGC(context.Context, struct{}) (reply, error) { return one, nil }
+
+// censored stands for a root that is not the business of who asks.
+const censored = "{censored}"
+
+// findRoots shows links to everybody, what others run or work on only to trusted peers.
+func (x *session) findRoots(ctx context.Context, _ struct{}) (reply, error) {
+	found, err := gc.Roots(ctx, x.server.store)
+	if err != nil {
+		return nil, err
+	}
+	var roots []protocol.Root
+	for _, r := range found {
+		if !x.server.store.IsValid(r.Target) {
+			continue
+		}
+		link := r.Link
+		if r.Kind != gc.KindLink && r.Kind != gc.KindProfile {
+			if link = "{" + string(r.Kind) + ":" + r.Link + "}"; !x.peer.Trusted {
+				link = censored
+			}
+		}
+		if root := (protocol.Root{Link: link, Target: r.Target}); !slices.Contains(roots[max(0, len(roots)-64):], root) {
+			roots = append(roots, root)
+		}
+	}
+	return func(e *protocol.Encoder) error {
+		e.Roots(roots)
+		return nil
+	}, nil
+}
+
+// collectGarbage collects as Nix's clients ask for it.
+func (x *session) collectGarbage(ctx context.Context, o *protocol.GCOptions) (reply, error) {
+	opts := gc.Options{Action: gc.Action(o.Action), Paths: o.Paths}
+	switch {
+	case o.Action > protocol.GCDeleteSpecific:
+		return nil, fmt.Errorf("collect garbage: unknown action %d", o.Action)
+	case o.IgnoreLiveness:
+		return nil, fmt.Errorf("collect garbage: ignoring liveness: %w", protocol.ErrNotAllowed)
+	case o.MaxFreed == 0 && o.Action >= protocol.GCDeleteDead:
+		return nothingFreed, nil
+	case o.MaxFreed < math.MaxInt64:
+		opts.MaxFreed = int64(o.MaxFreed)
+	}
+	if o.Action == protocol.GCDeleteSpecific && x.d.Has(protocol.FeatureDeleteReferrers) && !o.DeleteReferrers {
+		if err := x.noOtherReferrers(o.Paths); err != nil {
+			return nil, err
+		}
+	}
+	r, err := x.collectWith(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	return func(e *protocol.Encoder) error {
+		e.GCResult(r)
+		return nil
+	}, nil
+}
+
+// nothingFreed is the reply to a request to free no byte.
+func nothingFreed(e *protocol.Encoder) error {
+	e.GCResult(&protocol.GCResult{})
+	return nil
+}
+
+// noOtherReferrers checks that only the paths themselves refer to the paths.
+func (x *session) noOtherReferrers(paths []store.Path) error {
+	closure, err := x.server.store.ReferrersClosure(paths...)
+	if err != nil {
+		return err
+	}
+	for _, p := range closure {
+		if !slices.Contains(paths, p) {
+			return fmt.Errorf("delete: %w: %s refers to what is to be deleted", disk.ErrAlive, p)
+		}
+	}
+	return nil
+}
+
+// collectWith collects, with progress on an activity of its own.
+func (x *session) collectWith(ctx context.Context, opts gc.Options) (*protocol.GCResult, error) {
+	id := x.server.ids.Add(1)
+	x.tunnel.send(&protocol.Message{Kind: protocol.KindStart, ID: id, Level: protocol.LevelTalkative, Text: "collecting garbage"})
+	defer x.tunnel.send(&protocol.Message{Kind: protocol.KindStop, ID: id})
+	opts.Progress = func(e gc.Event) {
+		x.tunnel.send(&protocol.Message{Kind: protocol.KindResult, ID: id, Result: protocol.ResSetPhase, Fields: []protocol.Field{protocol.Text(string(e.Phase))}})
+		x.tunnel.send(&protocol.Message{Kind: protocol.KindResult, ID: id, Result: protocol.ResProgress, Fields: numbers(e.Done, e.Total, 0, 0)})
+	}
+	r, err := gc.Collect(ctx, x.server.store, opts)
+	if err != nil {
+		return nil, err
+	}
+	freed := r.BytesFreed
+	if opts.Action < gc.DeleteDead {
+		freed = 0
+	}
+	return &protocol.GCResult{Paths: r.Paths, BytesFreed: freed}, nil
+}
+
+func readCollect(d *protocol.Decoder) string { return d.Text(protocol.MaxValue) }
+
+// collect collects as our own client asks for it.
+func (x *session) collect(ctx context.Context, request string) (reply, error) {
+	var q protocol.GCRequest
+	if err := json.Unmarshal([]byte(request), &q); err != nil {
+		return nil, fmt.Errorf("collect garbage: request: %w", err)
+	}
+	if q.MaxFreed < 0 {
+		return nil, fmt.Errorf("collect garbage: max-freed is negative")
+	}
+	opts := gc.Options{Action: gc.DeleteDead, MaxFreed: q.MaxFreed, DryRun: q.DryRun}
+	if len(q.Paths) > 0 {
+		opts.Action, opts.Paths = gc.DeleteSpecific, q.Paths
+	}
+	r, err := x.collectWith(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	return replyJSON(r)
+}
+
+// gcWhy answers with chains; whose process or lease it is, only trusted peers learn.
+func (x *session) gcWhy(ctx context.Context, p store.Path) (reply, error) {
+	found, err := gc.Why(ctx, x.server.store, p)
+	if err != nil {
+		return nil, err
+	}
+	chains := make([]protocol.Chain, 0, len(found))
+	for _, c := range found {
+		link := c.Root.Link
+		if !x.peer.Trusted && c.Root.Kind != gc.KindLink && c.Root.Kind != gc.KindProfile {
+			link = censored
+		}
+		chains = append(chains, protocol.Chain{Kind: string(c.Root.Kind), Link: link, Paths: c.Paths})
+	}
+	return replyJSON(chains)
+}
+
+func (x *session) optimiseStore(context.Context, struct{}) (reply, error) {
+	return nil, fmt.Errorf("optimise store: this daemon cannot do that yet")
+}
+
+// verification is the request of VerifyStore.
+type verification struct{ contents, repair bool }
+
+func readVerify(d *protocol.Decoder) verification { return verification{d.Bool(), d.Bool()} }
+
+// verifyStore tells what is wrong in lines of log. It repairs nothing: what is wrong remains.
+func (x *session) verifyStore(ctx context.Context, q verification) (reply, error) {
+	if q.repair {
+		if !x.peer.Trusted {
+			return nil, fmt.Errorf("verify store: repair: %w", protocol.ErrNotAllowed)
+		}
+		x.warn("this daemon cannot repair; it only says what is wrong")
+	}
+	r, err := x.server.store.Verify(ctx, &disk.VerifyOptions{Contents: q.contents}, func(p disk.Problem) {
+		x.tunnel.send(&protocol.Message{Kind: protocol.KindNext, Text: fmt.Sprintf("error: path '%s': %v\n", p.Path, p.Err)})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return replyBool(r.Problems > 0), nil
+}

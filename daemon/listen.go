@@ -1,0 +1,85 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"cairn/store/disk"
+)
+
+// firstFD is the first file descriptor that systemd passes.
+const firstFD = 3
+
+// Listen returns the socket that systemd passed (LISTEN_FDS, LISTEN_PID), or else makes the
+// layout's socket, with mode 0666: rights are by peer credentials. A socket whose daemon is gone is
+// replaced; one that answers is an error.
+func Listen(layout disk.Layout) (net.Listener, error) {
+	if l, err := activated(); l != nil || err != nil {
+		return l, err
+	}
+	path := layout.SocketPath
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	if err := removeStale(path); err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen at %s: %w", path, err)
+	}
+	if err := os.Chmod(path, 0o666); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	return l, nil
+}
+
+// removeStale removes a socket that nobody listens at.
+func removeStale(path string) error {
+	fi, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if fi.Mode().Type() != os.ModeSocket {
+		return fmt.Errorf("%s is in the way and is no socket; move it away", path)
+	}
+	c, err := net.Dial("unix", path)
+	if err == nil {
+		c.Close()
+		return fmt.Errorf("another daemon listens at %s", path)
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("look who listens at %s: %w", path, err)
+	}
+	return os.Remove(path)
+}
+
+// activated returns the socket that systemd passed, or nil.
+func activated() (net.Listener, error) {
+	if os.Getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) {
+		return nil, nil
+	}
+	n := os.Getenv("LISTEN_FDS")
+	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
+		os.Unsetenv(name)
+	}
+	if n != "1" {
+		return nil, fmt.Errorf("socket activation passed %q sockets, wanted is 1", n)
+	}
+	f := os.NewFile(firstFD, "socket")
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("use the socket of socket activation: %w", err)
+	}
+	return l, nil
+}

@@ -1,0 +1,118 @@
+package daemon
+
+import (
+	"context"
+	"slices"
+
+	"cairn/daemon/protocol"
+)
+
+// right says who may ask for an operation.
+type right uint8
+
+const (
+	anyone  right = iota // who may connect
+	trusted              // root, the daemon's user, Options.TrustedUsers
+)
+
+// reply writes an operation's reply. An error ends the session.
+type reply func(*protocol.Encoder) error
+
+// runner does an operation whose request has been read.
+type runner func(context.Context) (reply, error)
+
+// operation is a row of the table.
+type operation struct {
+	op      protocol.Op
+	name    string
+	since   int // the least minor version that may ask for it
+	feature protocol.Feature
+	right   right
+	framed  int  // from which minor version on the body comes in frames; zero: no body
+	long    bool // watch whether the client hangs up
+	handle  func(*session) runner
+}
+
+// on reads a request's fields at once and runs it later.
+func on[T any](read func(*protocol.Decoder) T, run func(*session, context.Context, T) (reply, error)) func(*session) runner {
+	return func(x *session) runner {
+		v := read(x.d)
+		return func(ctx context.Context) (reply, error) { return run(x, ctx, v) }
+	}
+}
+
+// none reads a request without fields.
+func none(*protocol.Decoder) struct{} { return struct{}{} }
+
+// operations is what the daemon can do, in the order of the numbers.
+var operations = []operation{
+	{op: protocol.OpIsValidPath, name: "IsValidPath", handle: on(readPath, (*session).isValidPath)},
+	{op: protocol.OpHasSubstitutes, name: "HasSubstitutes", handle: on(readPath, (*session).hasSubstitutes)},
+	{op: protocol.OpQueryPathHash, name: "QueryPathHash", handle: on(readPath, (*session).queryPathHash)},
+	{op: protocol.OpQueryReferences, name: "QueryReferences", handle: on(readPath, (*session).queryReferences)},
+	{op: protocol.OpQueryReferrers, name: "QueryReferrers", handle: on(readPath, (*session).queryReferrers)},
+	{op: protocol.OpAddToStore, name: "AddToStore", framed: 25, handle: on(readAddition, (*session).addToStore)},
+	{op: protocol.OpAddTextToStore, name: "AddTextToStore", handle: on(readText, (*session).addTextToStore)},
+	{op: protocol.OpBuildPaths, name: "BuildPaths", long: true, handle: on(readBuild, (*session).buildPaths)},
+	{op: protocol.OpEnsurePath, name: "EnsurePath", long: true, handle: on(readPath, (*session).ensurePath)},
+	{op: protocol.OpAddTempRoot, name: "AddTempRoot", handle: on(readPath, (*session).addTempRoot)},
+	{op: protocol.OpAddIndirectRoot, name: "AddIndirectRoot", handle: on(readLink, (*session).addIndirectRoot)},
+	{op: protocol.OpSyncWithGC, name: "SyncWithGC", handle: on(none, (*session).syncWithGC)},
+	{op: protocol.OpFindRoots, name: "FindRoots", long: true, handle: on(none, (*session).findRoots)},
+	{op: protocol.OpExportPath, name: "ExportPath", long: true, handle: on(readExport, (*session).exportPath)},
+	{op: protocol.OpQueryDeriver, name: "QueryDeriver", handle: on(readPath, (*session).queryDeriver)},
+	{op: protocol.OpSetOptions, name: "SetOptions", handle: on((*protocol.Decoder).Options, (*session).setOptions)},
+	{op: protocol.OpCollectGarbage, name: "CollectGarbage", long: true, handle: on((*protocol.Decoder).GCOptions, (*session).collectGarbage)},
+	{op: protocol.OpQuerySubstitutablePathInfo, name: "QuerySubstitutablePathInfo", handle: on(readPath, (*session).querySubstitutablePathInfo)},
+	{op: protocol.OpQueryDerivationOutputs, name: "QueryDerivationOutputs", handle: on(readPath, (*session).queryDerivationOutputs)},
+	{op: protocol.OpQueryAllValidPaths, name: "QueryAllValidPaths", handle: on(none, (*session).queryAllValidPaths)},
+	{op: protocol.OpQueryPathInfo, name: "QueryPathInfo", handle: on(readPath, (*session).queryPathInfo)},
+	{op: protocol.OpImportPaths, name: "ImportPaths", right: trusted, handle: on(none, (*session).importPaths)},
+	{op: protocol.OpQueryDerivationOutputNames, name: "QueryDerivationOutputNames", handle: on(readPath, (*session).queryDerivationOutputNames)},
+	{op: protocol.OpQueryPathFromHashPart, name: "QueryPathFromHashPart", handle: on(readDigest, (*session).queryPathFromHashPart)},
+	{op: protocol.OpQuerySubstitutablePathInfos, name: "QuerySubstitutablePathInfos", handle: on(readSubstitutable, (*session).querySubstitutablePathInfos)},
+	{op: protocol.OpQueryValidPaths, name: "QueryValidPaths", handle: on(readValid, (*session).queryValidPaths)},
+	{op: protocol.OpQuerySubstitutablePaths, name: "QuerySubstitutablePaths", handle: on((*protocol.Decoder).Paths, (*session).querySubstitutablePaths)},
+	{op: protocol.OpQueryValidDerivers, name: "QueryValidDerivers", handle: on(readPath, (*session).queryValidDerivers)},
+	{op: protocol.OpOptimiseStore, name: "OptimiseStore", long: true, handle: on(none, (*session).optimiseStore)},
+	{op: protocol.OpVerifyStore, name: "VerifyStore", long: true, handle: on(readVerify, (*session).verifyStore)},
+	{op: protocol.OpBuildDerivation, name: "BuildDerivation", long: true, handle: on(readBuildDerivation, (*session).buildDerivation)},
+	{op: protocol.OpAddSignatures, name: "AddSignatures", handle: on(readSignatures, (*session).addSignatures)},
+	{op: protocol.OpNarFromPath, name: "NarFromPath", handle: on(readPath, (*session).narFromPath)},
+	{op: protocol.OpAddToStoreNar, name: "AddToStoreNar", framed: 23, handle: on(readNAR, (*session).addToStoreNar)},
+	{op: protocol.OpQueryMissing, name: "QueryMissing", since: 19, long: true, handle: on((*protocol.Decoder).Targets, (*session).queryMissing)},
+	{op: protocol.OpQueryDerivationOutputMap, name: "QueryDerivationOutputMap", since: 22, handle: on(readPath, (*session).queryDerivationOutputMap)},
+	{op: protocol.OpRegisterDrvOutput, name: "RegisterDrvOutput", since: 27, handle: on(readRealisation, (*session).registerDrvOutput)},
+	{op: protocol.OpQueryRealisation, name: "QueryRealisation", since: 27, handle: on(readOutput, (*session).queryRealisation)},
+	{op: protocol.OpAddMultipleToStore, name: "AddMultipleToStore", since: 32, framed: 32, handle: on(readMultiple, (*session).addMultipleToStore)},
+	{op: protocol.OpAddBuildLog, name: "AddBuildLog", since: 32, right: trusted, framed: 32, handle: on(readLogOf, (*session).addBuildLog)},
+	{op: protocol.OpBuildPathsWithResults, name: "BuildPathsWithResults", since: 34, long: true, handle: on(readBuild, (*session).buildPathsWithResults)},
+	{op: protocol.OpAddPermRoot, name: "AddPermRoot", since: 36, right: trusted, handle: on(readPermRoot, (*session).addPermRoot)},
+
+	{op: protocol.OpImportBundle, name: "ImportBundle", feature: protocol.FeatureCairn, framed: 38, handle: on(none, (*session).importBundle)},
+	{op: protocol.OpExportBundle, name: "ExportBundle", feature: protocol.FeatureCairn, long: true, handle: on(readBundle, (*session).exportBundle)},
+	{op: protocol.OpFollowLog, name: "FollowLog", feature: protocol.FeatureCairn, long: true, handle: on(readPath, (*session).followLog)},
+	{op: protocol.OpGCWhy, name: "GCWhy", feature: protocol.FeatureCairn, long: true, handle: on(readPath, (*session).gcWhy)},
+	{op: protocol.OpStatus, name: "Status", feature: protocol.FeatureCairn, handle: on(none, (*session).status)},
+	{op: protocol.OpCollectGarbage2, name: "CollectGarbage2", feature: protocol.FeatureCairn, long: true, handle: on(readCollect, (*session).collect)},
+	{op: protocol.OpQueryClosure, name: "QueryClosure", feature: protocol.FeatureCairn, handle: on((*protocol.Decoder).Paths, (*session).queryClosure)},
+}
+
+// find returns the row of an operation, or nil when that session has none.
+func find(op protocol.Op, f protocol.Format) *operation {
+	i, ok := slices.BinarySearchFunc(operations, op, func(row operation, op protocol.Op) int { return int(row.op) - int(op) })
+	if !ok {
+		return nil
+	}
+	row := &operations[i]
+	if f.Version < protocol.Minor(row.since) || row.feature != "" && !f.Has(row.feature) {
+		return nil
+	}
+	return row
+}
+
+// one is the reply of operations that only succeed.
+func one(e *protocol.Encoder) error {
+	e.Uint64(1)
+	return nil
+}

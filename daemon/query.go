@@ -1,0 +1,178 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"cairn/daemon/protocol"
+	"cairn/store"
+	"cairn/store/base32"
+)
+
+func readPath(d *protocol.Decoder) store.Path { return d.Path() }
+
+// replyPaths replies a set of paths.
+func replyPaths(list []store.Path, err error) (reply, error) {
+	if err != nil {
+		return nil, err
+	}
+	return func(e *protocol.Encoder) error {
+		e.Paths(list)
+		return nil
+	}, nil
+}
+
+func replyBool(b bool) reply {
+	return func(e *protocol.Encoder) error {
+		e.Bool(b)
+		return nil
+	}
+}
+
+func replyPath(p store.Path) reply {
+	return func(e *protocol.Encoder) error {
+		e.Path(p)
+		return nil
+	}
+}
+
+func (x *session) isValidPath(_ context.Context, p store.Path) (reply, error) {
+	return replyBool(x.server.store.IsValid(p)), nil
+}
+
+func (x *session) hasSubstitutes(context.Context, store.Path) (reply, error) {
+	return replyBool(false), nil
+}
+
+func (x *session) queryPathHash(ctx context.Context, p store.Path) (reply, error) {
+	info, err := x.server.store.Info(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	return func(e *protocol.Encoder) error {
+		e.Text(info.NarHash.Hex())
+		return nil
+	}, nil
+}
+
+func (x *session) queryReferences(ctx context.Context, p store.Path) (reply, error) {
+	info, err := x.server.store.Info(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	return replyPaths(info.References, nil)
+}
+
+func (x *session) queryReferrers(_ context.Context, p store.Path) (reply, error) {
+	return replyPaths(x.server.store.Referrers(p))
+}
+
+func (x *session) queryDeriver(ctx context.Context, p store.Path) (reply, error) {
+	info, err := x.server.store.Info(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	return replyPath(info.Deriver), nil
+}
+
+func (x *session) queryValidDerivers(_ context.Context, p store.Path) (reply, error) {
+	return replyPaths(x.server.store.Derivers(p))
+}
+
+func (x *session) queryAllValidPaths(context.Context, struct{}) (reply, error) {
+	return replyPaths(slices.Collect(x.server.store.All()), nil)
+}
+
+func (x *session) queryPathInfo(ctx context.Context, p store.Path) (reply, error) {
+	info, err := x.server.store.Info(ctx, p)
+	if errors.Is(err, store.ErrNotValid) {
+		return replyBool(false), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return func(e *protocol.Encoder) error {
+		e.Bool(true)
+		e.Info(info)
+		return nil
+	}, nil
+}
+
+func readDigest(d *protocol.Decoder) string { return d.Text(protocol.MaxPath) }
+
+func (x *session) queryPathFromHashPart(_ context.Context, digest string) (reply, error) {
+	if len(digest) != store.DigestLen || !base32.Valid(digest) {
+		return nil, fmt.Errorf("%q is no digest of a store path", digest)
+	}
+	p, _ := x.server.store.PathFromDigest(digest)
+	return replyPath(p), nil
+}
+
+// validQuery is the request of QueryValidPaths.
+type validQuery struct {
+	paths      []store.Path
+	substitute bool
+}
+
+func readValid(d *protocol.Decoder) validQuery {
+	q := validQuery{paths: d.Paths()}
+	if d.Version >= protocol.Minor(27) {
+		q.substitute = d.Bool()
+	}
+	return q
+}
+
+func (x *session) queryValidPaths(_ context.Context, q validQuery) (reply, error) {
+	return replyPaths(x.server.store.ValidPaths(q.paths), nil)
+}
+
+// querySubstitutablePaths knows of no substituters.
+func (x *session) querySubstitutablePaths(context.Context, []store.Path) (reply, error) {
+	return replyPaths(nil, nil)
+}
+
+func (x *session) querySubstitutablePathInfo(context.Context, store.Path) (reply, error) {
+	return replyBool(false), nil
+}
+
+func readSubstitutable(d *protocol.Decoder) struct{} {
+	if d.Version < protocol.Minor(22) {
+		d.Paths()
+		return struct{}{}
+	}
+	for range d.Count() {
+		d.Path()
+		d.ContentAddress()
+		if d.Broken() != nil {
+			break
+		}
+	}
+	return struct{}{}
+}
+
+func (x *session) querySubstitutablePathInfos(context.Context, struct{}) (reply, error) {
+	return func(e *protocol.Encoder) error {
+		e.Uint64(0)
+		return nil
+	}, nil
+}
+
+func (x *session) queryClosure(ctx context.Context, roots []store.Path) (reply, error) {
+	paths, err := x.server.store.Closure(roots...)
+	if err != nil {
+		return nil, err
+	}
+	infos, err := x.infos(ctx, paths)
+	if err != nil {
+		return nil, err
+	}
+	return func(e *protocol.Encoder) error {
+		e.Uint64(uint64(len(infos)))
+		for _, i := range infos {
+			e.KeyedInfo(i)
+		}
+		return nil
+	}, nil
+}

@@ -1,0 +1,105 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"cairn/archive"
+	"cairn/daemon/protocol"
+	"cairn/store"
+)
+
+// output identifies an output, by hash or by the derivation's path.
+type output struct {
+	id     store.DrvOutput
+	path   protocol.PathOutput
+	byPath bool
+}
+
+func readOutput(d *protocol.Decoder) output {
+	if d.Has(protocol.FeatureRealisations) {
+		return output{path: d.PathOutput(), byPath: true}
+	}
+	return output{id: d.DrvOutput()}
+}
+
+// drvOutput returns the hash form of an output of a derivation, which must be valid.
+func (s *Server) drvOutput(o protocol.PathOutput) (store.DrvOutput, error) {
+	d, err := s.hashes.load(o.Drv)
+	if err != nil {
+		return store.DrvOutput{}, err
+	}
+	return s.hashes.get().DrvOutput(d, o.Output)
+}
+
+// realisation is the request of RegisterDrvOutput.
+type realisation struct {
+	output
+	r store.Realisation
+}
+
+func readRealisation(d *protocol.Decoder) realisation {
+	switch {
+	case d.Has(protocol.FeatureRealisations):
+		return realisation{output{path: d.PathOutput(), byPath: true}, d.Unkeyed()}
+	case d.Version >= protocol.Minor(31):
+		return realisation{r: d.Realisation()}
+	}
+	r := store.Realisation{ID: d.DrvOutput()}
+	r.OutPath = d.BasePath()
+	return realisation{r: r}
+}
+
+// registerDrvOutput believes trusted peers and keys that may import.
+func (x *session) registerDrvOutput(ctx context.Context, q realisation) (reply, error) {
+	r := q.r
+	if q.byPath {
+		id, err := x.server.drvOutput(q.path)
+		if err != nil {
+			return nil, fmt.Errorf("register output %s of %s: %w", q.path.Output, q.path.Drv, err)
+		}
+		r.ID = id
+	}
+	if !x.peer.Trusted {
+		keys, err := x.server.importKeys()
+		if err != nil {
+			return nil, err
+		}
+		if _, ok := archive.VerifyRealisation(&r, keys); !ok {
+			return nil, fmt.Errorf("register %s: it %w", r.ID, store.ErrUntrusted)
+		}
+	}
+	return nil, x.server.store.AddRealisation(ctx, &r)
+}
+
+func (x *session) queryRealisation(_ context.Context, o output) (reply, error) {
+	r, err := x.findRealisation(o)
+	if err != nil && !errors.Is(err, store.ErrNotValid) {
+		return nil, err
+	}
+	return func(e *protocol.Encoder) error {
+		e.Bool(r != nil)
+		switch {
+		case r == nil:
+		case o.byPath:
+			e.Unkeyed(*r)
+		case e.Version < protocol.Minor(31):
+			e.Path(r.OutPath)
+		default:
+			e.Realisation(*r)
+		}
+		return nil
+	}, nil
+}
+
+func (x *session) findRealisation(o output) (*store.Realisation, error) {
+	if o.byPath {
+		id, err := x.server.drvOutput(o.path)
+		if err != nil {
+			return nil, err
+		}
+		o.id = id
+	}
+	return x.server.store.Realisation(o.id)
+}

@@ -1,0 +1,273 @@
+package daemon
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"cairn/archive/wire"
+	"cairn/daemon/protocol"
+	"cairn/store"
+	"cairn/store/disk"
+)
+
+// readBuffer is a session's share of memory while it does nothing.
+const readBuffer = 32 << 10
+
+// handshakeTime is how long a client may take to say who it is.
+const handshakeTime = 30 * time.Second
+
+// session is one connection.
+type session struct {
+	server *Server
+	ctx    context.Context // of all work
+	peer   Peer
+	conn   io.ReadWriteCloser
+	d      *protocol.Decoder
+	e      *protocol.Encoder
+	tunnel *tunnel
+	lease  *disk.Lease // of what was added and what AddTempRoot named
+	held   int
+	set    settings
+	upload *wire.FrameReader // of the request under way
+
+	mu     sync.Mutex // guards what follows
+	busy   string     // the operation under way
+	since  time.Time
+	ending bool     // no request is begun any more
+	ended  []func() // called at the end
+}
+
+// session runs a session to its end. A client that leaves between requests is no error.
+func (s *Server) session(ctx context.Context, rw io.ReadWriteCloser, peer Peer) error {
+	x := &session{server: s, ctx: ctx, peer: peer, conn: rw}
+	refused := s.enter(x)
+	defer x.end()
+	format, err := x.handshake(refused)
+	if err != nil {
+		return err
+	}
+	s.log.Debug("session", "uid", peer.UID, "pid", peer.PID, "trusted", peer.Trusted, "protocol", format.Version, "features", format.Features)
+	x.lease = s.store.Lease(fmt.Sprintf("session of uid %d pid %d", peer.UID, peer.PID), 0)
+	for {
+		more, err := x.next()
+		if err != nil || !more {
+			return err
+		}
+	}
+}
+
+// end closes the connection and lets go of what the session kept.
+func (x *session) end() {
+	x.mu.Lock()
+	x.ending = true
+	ended := x.ended
+	x.mu.Unlock()
+	x.conn.Close()
+	for _, f := range ended {
+		f()
+	}
+	if x.lease != nil {
+		x.lease.Release()
+	}
+	x.server.leave(x)
+}
+
+// onEnd has f called when the session ends, at once if it has.
+func (x *session) onEnd(f func()) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.ended = append(x.ended, f)
+}
+
+// handshake greets the client, or tells it why it is refused.
+func (x *session) handshake(refused error) (protocol.Format, error) {
+	if c, ok := x.conn.(net.Conn); ok {
+		c.SetDeadline(time.Now().Add(handshakeTime))
+		defer c.SetDeadline(time.Time{})
+	}
+	hello := protocol.Server{
+		Dir: x.server.store.Dir(), Name: x.server.opts.Version, Features: protocol.AllFeatures(), Trust: protocol.NotTrusted,
+	}
+	if x.peer.Trusted {
+		hello.Trust = protocol.Trusted
+	}
+	r, w := wire.NewReader(bufio.NewReaderSize(x.conn, readBuffer)), wire.NewWriter(x.conn)
+	f, err := hello.Handshake(r, w)
+	if err != nil {
+		return f, fmt.Errorf("handshake: %w", err)
+	}
+	x.d, x.e = protocol.NewDecoder(r, f), protocol.NewEncoder(w, f)
+	x.tunnel = newTunnel(x.e)
+	if err := x.answer(refused, nil); err != nil {
+		return f, fmt.Errorf("handshake: %w", err)
+	}
+	return f, refused
+}
+
+// next serves one request. It returns false at the end of the session.
+func (x *session) next() (bool, error) {
+	n, err := x.d.Wire().Uint64()
+	if err != nil {
+		if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || x.isEnding() {
+			return false, nil
+		}
+		return false, fmt.Errorf("read request: %w", err)
+	}
+	op := find(protocol.Op(n), x.d.Format)
+	if op == nil {
+		err := fmt.Errorf("invalid operation %d", n)
+		x.answer(err, nil)
+		return false, err
+	}
+	if !x.begin(op.name) {
+		x.answer(ErrShutdown, nil)
+		return false, nil
+	}
+	err = x.request(op)
+	if more := x.done(); err == nil && !more {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", op.name, err)
+	}
+	return true, nil
+}
+
+func (x *session) isEnding() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.ending
+}
+
+// begin marks the session busy, unless it must end.
+func (x *session) begin(name string) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.ending {
+		return false
+	}
+	x.busy, x.since = name, time.Now()
+	return true
+}
+
+// done marks it idle, and reports whether another request may come.
+func (x *session) done() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.busy = ""
+	return !x.ending
+}
+
+// closeIfIdle ends a session between requests, and lets one that works end after this one.
+func (x *session) closeIfIdle() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.ending = true
+	if x.busy == "" {
+		x.conn.Close()
+	}
+}
+
+// maxHeld is how many paths a session may keep alive by name.
+const maxHeld = 1 << 20
+
+// hold keeps a path alive until the session ends.
+func (x *session) hold(p store.Path) error {
+	if x.held++; x.held > maxHeld {
+		return fmt.Errorf("keep %s: this session keeps %d paths already, which is the limit", p, maxHeld)
+	}
+	return x.lease.Hold(p)
+}
+
+// request reads, checks, runs and answers. An error ends the session.
+func (x *session) request(op *operation) error {
+	x.d.Reset(protocol.MaxRequest)
+	x.upload = nil
+	run := op.handle(x)
+	framed := op.framed != 0 && x.d.Version >= protocol.Minor(op.framed)
+	if framed && x.d.Broken() == nil {
+		x.upload = wire.NewFrameReader(x.d.Wire())
+	}
+	var rep reply
+	err := x.d.Err()
+	lost := x.d.Broken() != nil || err != nil && op.framed != 0 && !framed
+	if err == nil && op.right == trusted && !x.peer.Trusted {
+		err = fmt.Errorf("%s: %w: the daemon does not trust user %d", op.name, protocol.ErrNotAllowed, x.peer.UID)
+		lost = op.framed != 0 && !framed
+	}
+	if err == nil {
+		rep, err = x.work(op, run)
+		lost = err != nil && op.framed != 0 && !framed
+	}
+	if err == nil && framed {
+		if err = x.upload.Drain(); err != nil {
+			err, lost = fmt.Errorf("read upload: %w", err), true
+		}
+	}
+	if sendErr := x.answer(err, rep); sendErr != nil {
+		return sendErr
+	}
+	if lost {
+		return err
+	}
+	if err != nil && framed {
+		if err := x.upload.Drain(); err != nil {
+			return fmt.Errorf("drain upload: %w", err)
+		}
+	}
+	return nil
+}
+
+// work runs a request with the tunnel open, watching the client if it may take long.
+func (x *session) work(op *operation, run runner) (reply, error) {
+	ctx, cancel := context.WithCancelCause(disk.WithLease(x.ctx, x.lease))
+	defer cancel(nil)
+	gone := func() { cancel(ErrHangup) }
+	x.tunnel.begin(gone)
+	stop := func() {}
+	if op.long {
+		stop = watch(x.conn, gone)
+	}
+	rep, err := x.run(ctx, op, run)
+	stop()
+	if sendErr := x.tunnel.end(); sendErr != nil {
+		return nil, errors.Join(err, sendErr)
+	}
+	if err != nil && ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
+		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	}
+	return rep, err
+}
+
+// run turns a bug in one request into the end of that session, not of the daemon.
+func (x *session) run(ctx context.Context, op *operation, run runner) (rep reply, err error) {
+	defer func() {
+		if bug := recover(); bug != nil {
+			x.server.log.Error("BUG", "operation", op.name, "panic", bug, "stack", string(debug.Stack()))
+			rep, err = nil, fmt.Errorf("BUG in the daemon: %s: %v; see its log", op.name, bug)
+		}
+	}()
+	return run(ctx)
+}
+
+// answer sends Last and the reply, or Error.
+func (x *session) answer(err error, rep reply) error {
+	if err != nil {
+		x.e.Message(&protocol.Message{Kind: protocol.KindError, Err: protocol.NewError(err)})
+		return x.e.Flush()
+	}
+	x.e.Message(&protocol.Message{Kind: protocol.KindLast})
+	if rep != nil {
+		if err := rep(x.e); err != nil {
+			return err
+		}
+	}
+	return x.e.Flush()
+}

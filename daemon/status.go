@@ -1,0 +1,55 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"time"
+
+	"cairn/daemon/protocol"
+)
+
+// replyJSON replies a value as JSON.
+func replyJSON(v any) (reply, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	return func(e *protocol.Encoder) error {
+		e.Text(string(b))
+		return nil
+	}, nil
+}
+
+func (x *session) status(context.Context, struct{}) (reply, error) {
+	return replyJSON(x.server.Status(x.peer.Trusted))
+}
+
+// Status returns what the server is and does. Who the others are and what they do is told only with all.
+func (s *Server) Status(all bool) *protocol.DaemonStatus {
+	paths, _ := s.store.Count()
+	st := &protocol.DaemonStatus{
+		Version: s.opts.Version, PID: os.Getpid(), StoreDir: s.store.Dir().String(), Protocol: protocol.Newest.String(),
+		Paths: paths, Uptime: time.Since(s.began).Seconds(), Sessions: []protocol.Busy{},
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.Draining, st.Connections = s.draining, len(s.sessions)
+	if !all {
+		return st
+	}
+	for x := range s.sessions {
+		st.Sessions = append(st.Sessions, x.activity())
+	}
+	return st
+}
+
+func (x *session) activity() protocol.Busy {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	b := protocol.Busy{UID: x.peer.UID, PID: x.peer.PID, Trusted: x.peer.Trusted, Operation: x.busy}
+	if x.busy != "" {
+		b.Seconds = time.Since(x.since).Seconds()
+	}
+	return b
+}
