@@ -75,13 +75,15 @@ func rewrite(t testing.TB, data []byte) []byte {
 
 // makeRemovable lets the test's clean-up delete a restored tree without being root.
 func makeRemovable(t testing.TB, tree string) {
-	t.Cleanup(func() {
-		filepath.WalkDir(tree, func(name string, d os.DirEntry, err error) error {
-			if err == nil && d.IsDir() {
-				os.Chmod(name, 0o755)
-			}
-			return nil
-		})
+	t.Cleanup(func() { makeWritable(tree) })
+}
+
+func makeWritable(tree string) {
+	filepath.WalkDir(tree, func(name string, d os.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			os.Chmod(name, 0o755)
+		}
+		return nil
 	})
 }
 
