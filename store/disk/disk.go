@@ -173,6 +173,12 @@ func (s *Store) Close() error {
 	return s.closeFiles()
 }
 
+func (s *Store) isClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
+}
+
 func (s *Store) closeFiles() error {
 	var err error
 	if s.db != nil {

@@ -51,6 +51,9 @@ func (s *Store) Verify(ctx context.Context, opts *VerifyOptions, report func(Pro
 	if err != nil {
 		return VerifyResult{}, err
 	}
+	if s.isClosed() {
+		return VerifyResult{}, ErrClosed
+	}
 	v := verification{s: s, contents: o.Contents, report: report}
 	g, ctx := errgroup.WithContext(ctx)
 	var next atomic.Int64

@@ -260,8 +260,11 @@ func (d *DB) get(key []byte) ([]byte, error) {
 		value, err = item.ValueCopy(nil)
 		return err
 	})
-	if errors.Is(err, badger.ErrKeyNotFound) {
+	switch {
+	case errors.Is(err, badger.ErrKeyNotFound):
 		return nil, ErrNotFound
+	case errors.Is(err, badger.ErrDBClosed):
+		return nil, ErrClosed
 	}
 	return value, err
 }
