@@ -1,0 +1,500 @@
+// Package build makes derivations' outputs valid: it plans what has to be built, runs builders in
+// sandboxes, several at a time, and registers what they leave behind.
+//
+// # A request
+//
+//  1. Plan (plan.go), a pure function of the store's facts: from the targets down to what is valid already; the result
+//     lists the derivations to build, inputs first.
+//  2. Each derivation gets a job (job.go), or joins the one there is: a derivation is never built twice at the same time.
+//     A job is wanted by requests and by the jobs that need it; when the last of them leaves, it is cancelled.
+//  3. The request waits for the jobs of its targets, or leaves at the first failure unless it wants to keep going.
+//
+// # A job
+//
+//  1. Wait for the inputs. One failed input fails the job.
+//  2. Resolve: when an input's path was not known before it was built, the derivation that is built is another
+//     one, which names the paths of inputs instead of their derivations. It is written to the store and
+//     gets a job of its own. When its outputs are there already, nothing is built: that is the early cut-off. Realisations are
+//     recorded for both.
+//  3. Look again whether the outputs are there.
+//  4. Wait for one of MaxJobs places. Check platform and inputs; hold the closure of the inputs against collection.
+//  5. Run the builder (run.go) in a sandbox that sees that closure and a directory of its own in the place of the
+//     store directory, or, for "builtin:…", a function of this process (builtin.go).
+//     Outputs that are addressed by content are built under a scratch path.
+//  6. When every process of the builder is dead, read the outputs (output.go): archive each, find references, hash,
+//     replace scratch paths by final ones, check fixed hashes and the derivation's own conditions (checks.go), and write a
+//     copy. A copy, because nobody else can have that open, link to it, or own it.
+//  7. Register all outputs at once, then realisations.
+//
+// # Trust
+//
+// A derivation is believed to be what its path says: whoever adds ".drv" files checks that their output paths
+// follow from them (derivation.Hashes.CheckOutputs). A derivation that comes with BuildDerivation is trusted as its sender is.
+// The builder is not trusted with anything; see package sandbox.
+//
+// # Logs
+//
+// What a builder writes goes to LogDir/drvs/<2 digits>/<rest>.drv.zst while it runs (log.go); FollowLog reads it to the end of
+// the build. Lines that start with "@nix " and JSON are structured messages; they are events, and not in the log.
+//
+// # Not here
+//
+// Substitution and other machines: planning has a place for both (plan.unknown). Impure and dynamic derivations are refused.
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"cairn/daemon/protocol"
+	"cairn/derivation"
+	"cairn/store"
+	"cairn/store/disk"
+)
+
+// Mode says what to do when the outputs are there.
+type Mode uint8
+
+// The modes, with the protocol's numbers.
+const (
+	Normal Mode = iota // nothing
+	Repair             // rebuild damaged ones; refused so far
+	Check              // build again and compare
+)
+
+// Options of a Builder; the zero value works.
+type Options struct {
+	MaxJobs int      // builds at the same time; default: processors
+	Systems []string // what can be built; default: this machine's, and its 32-bit variant
+	// SandboxPaths are files and directories of the host that every builder sees: target inside → source outside.
+	// An executable brings the shared libraries that it needs. They are inputs that no hash covers, so keep
+	// them few. Nil: /bin/sh alone, see DefaultSandboxPaths. Empty: none.
+	SandboxPaths map[string]string
+	Logger       *slog.Logger // default: discard
+	Settings     Settings
+}
+
+// Settings are what a client may choose for its own builds. Where builds are shared, the first request's count.
+type Settings struct {
+	Cores      int           // NIX_BUILD_CORES; 0: all, as the builder sees them
+	KeepGoing  bool          // build what can be built after a failure
+	KeepFailed bool          // leave the build directory of a failed build
+	Timeout    time.Duration // 0: none
+	MaxSilent  time.Duration // longest time without output; 0: none
+	MaxLog     int64         // bytes of log; 0: none
+}
+
+// Builder builds derivations of a store. It is safe for concurrent use.
+type Builder struct {
+	*core
+	store    *disk.Store
+	opts     Options
+	settings Settings
+	life     context.Context
+	die      context.CancelCauseFunc
+	shell    *hostPaths
+}
+
+// New returns a builder for a store, which must stay open until Close has returned.
+func New(s *disk.Store, opts *Options) *Builder {
+	b := &Builder{store: s}
+	if opts != nil {
+		b.opts = *opts
+	}
+	if b.opts.MaxJobs <= 0 {
+		b.opts.MaxJobs = runtime.NumCPU()
+	}
+	if b.opts.Systems == nil {
+		b.opts.Systems = nativeSystems()
+	}
+	if b.opts.Logger == nil {
+		b.opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	if b.opts.SandboxPaths == nil {
+		b.opts.SandboxPaths = DefaultSandboxPaths()
+	}
+	b.settings = b.opts.Settings
+	b.shell = &hostPaths{want: b.opts.SandboxPaths}
+	b.core = &core{jobs: map[jobKey]*job{}, slots: map[uint32]bool{}, places: make(chan struct{}, b.opts.MaxJobs)}
+	b.life, b.die = context.WithCancelCause(context.Background())
+	return b
+}
+
+// With returns a view of the same builder, sharing its jobs, with other settings.
+func (b *Builder) With(s Settings) *Builder {
+	v := *b
+	v.settings = s
+	return &v
+}
+
+// Settings returns the view's settings.
+func (b *Builder) Settings() Settings { return b.settings }
+
+// Close cancels all builds and waits until nothing of them runs any more.
+func (b *Builder) Close() error {
+	b.mu.Lock()
+	b.closed = true
+	b.mu.Unlock()
+	b.die(errShutdown)
+	b.work.Wait()
+	return nil
+}
+
+// Build makes targets exist and returns one result for each, in their order.
+// The error is for requests that could not be planned, cancelled ones included; failures of builds are in the results.
+func (b *Builder) Build(ctx context.Context, targets []protocol.Target, mode Mode, obs Observer) ([]*protocol.BuildResult, error) {
+	if mode == Repair {
+		return nil, errors.New("repairing by rebuilding is not supported")
+	}
+	f := b.facts()
+	p, err := makePlan(f, targets)
+	if err != nil {
+		return nil, err
+	}
+	if len(p.unknown) > 0 {
+		return nil, fmt.Errorf("path %s is not valid and no derivation is known that builds it%s: %w", p.unknown[0], more(len(p.unknown)-1), store.ErrNotValid)
+	}
+	w := &watch{observer: obs}
+	jobs, err := b.enlist(f, p, targets, mode, w)
+	if err != nil {
+		return nil, err
+	}
+	defer b.dismiss(jobs, w)
+	if err := b.await(ctx, jobs); err != nil {
+		return nil, err
+	}
+	return b.results(f, p, targets, jobs)
+}
+
+func more(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (and %d more like it)", n)
+}
+
+// enlist gives every derivation of a plan a job, and returns those of the targets by path.
+func (b *Builder) enlist(f *storeFacts, p *plan, targets []protocol.Target, mode Mode, w *watch) (map[store.Path]*job, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil, errShutdown
+	}
+	made := map[store.Path]*job{}
+	for _, n := range p.nodes {
+		made[n.path] = b.enlistNode(f, n, made, Normal, w)
+	}
+	roots := map[store.Path]*job{}
+	for _, t := range targets {
+		n := p.known[t.Path]
+		if t.Outputs == nil || n == nil || roots[t.Path] != nil {
+			continue
+		}
+		j := made[t.Path]
+		if mode == Check && !n.needed {
+			j = b.enlistNode(f, n, made, Check, w)
+			made[t.Path] = j
+		}
+		if j != nil {
+			j.waiters++
+			roots[t.Path] = j
+		}
+	}
+	// Jobs that only this loop counted are held by their dependents or by the roots now.
+	for _, j := range made {
+		b.leave(j)
+	}
+	return roots, nil
+}
+
+// enlistNode returns the job of one derivation, with one more waiter. The caller holds mu.
+func (b *Builder) enlistNode(f *storeFacts, n *node, made map[store.Path]*job, mode Mode, w *watch) *job {
+	j := b.enter(b, jobKey{n.path, mode}, func() *job {
+		j := &job{drv: n.drv, kind: n.kind, facts: f}
+		for _, in := range n.inputs {
+			j.deps = append(j.deps, made[in.path])
+		}
+		return j
+	})
+	j.keepGoing = j.keepGoing || b.settings.KeepGoing
+	w.join(j)
+	return j
+}
+
+func (b *Builder) dismiss(jobs map[store.Path]*job, w *watch) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	w.part()
+	for _, j := range jobs {
+		b.leave(j)
+	}
+}
+
+// await waits for the jobs, or for the first that fails.
+func (b *Builder) await(ctx context.Context, jobs map[store.Path]*job) error {
+	stop := make(chan struct{})
+	defer close(stop)
+	ended := make(chan *job)
+	for _, j := range jobs {
+		go func() {
+			select {
+			case <-j.done:
+				select {
+				case ended <- j:
+				case <-stop:
+				}
+			case <-stop:
+			}
+		}()
+	}
+	for range jobs {
+		select {
+		case j := <-ended:
+			if !j.result.Status.OK() && !b.settings.KeepGoing {
+				return nil
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("build: %w", context.Cause(ctx))
+		}
+	}
+	return nil
+}
+
+// results makes the answer for each target.
+func (b *Builder) results(f *storeFacts, p *plan, targets []protocol.Target, jobs map[store.Path]*job) ([]*protocol.BuildResult, error) {
+	list := make([]*protocol.BuildResult, len(targets))
+	for i, t := range targets {
+		n, j := p.known[t.Path], jobs[t.Path]
+		switch {
+		case t.Outputs == nil:
+			list[i] = &protocol.BuildResult{Status: protocol.AlreadyValid}
+		case j == nil:
+			r := &protocol.BuildResult{Status: protocol.AlreadyValid}
+			if err := f.fill(r, n.drv, wantedOf(t, n.drv), nil); err != nil {
+				return nil, err
+			}
+			list[i] = r
+		default:
+			r, err := b.resultOf(f, t, n, j)
+			if err != nil {
+				return nil, err
+			}
+			list[i] = r
+		}
+		list[i].Target = t
+	}
+	return list, nil
+}
+
+func (b *Builder) resultOf(f *storeFacts, t protocol.Target, n *node, j *job) (*protocol.BuildResult, error) {
+	select {
+	case <-j.done:
+	default:
+		return &protocol.BuildResult{Status: protocol.MiscFailure, Error: fmt.Sprintf("build of %s was cancelled because another one failed", t.Path)}, nil
+	}
+	r := *j.result
+	if r.Status.OK() {
+		if err := f.fill(&r, n.drv, wantedOf(t, n.drv), j.paths); err != nil {
+			return nil, err
+		}
+	}
+	return &r, nil
+}
+
+func wantedOf(t protocol.Target, d *derivation.Derivation) []string {
+	if t.IsAll() {
+		return d.OutputNames()
+	}
+	return t.Outputs
+}
+
+// BuildDerivation builds a derivation that need not be in the store; its inputs are sources only.
+// The caller has decided whether its sender may ask for that.
+func (b *Builder) BuildDerivation(ctx context.Context, path store.Path, d *derivation.Derivation, mode Mode, obs Observer) *protocol.BuildResult {
+	target := protocol.Target{Path: path, Outputs: protocol.All()}
+	f := b.facts()
+	f.drvs[path] = d
+	fail := func(err error) *protocol.BuildResult {
+		return &protocol.BuildResult{Target: target, Status: protocol.MiscFailure, Error: err.Error()}
+	}
+	p, err := makePlan(f, []protocol.Target{target})
+	if err != nil {
+		return fail(err)
+	}
+	if len(p.unknown) > 0 {
+		return fail(fmt.Errorf("build %s: input %s is not valid", path, p.unknown[0]))
+	}
+	w := &watch{observer: obs}
+	jobs, err := b.enlist(f, p, []protocol.Target{target}, mode, w)
+	if err != nil {
+		return fail(err)
+	}
+	defer b.dismiss(jobs, w)
+	if err := b.await(ctx, jobs); err != nil {
+		return fail(err)
+	}
+	list, err := b.results(f, p, []protocol.Target{target}, jobs)
+	if err != nil {
+		return fail(err)
+	}
+	return list[0]
+}
+
+// Missing is what Build would have to do.
+type Missing struct {
+	Build        []store.Path // derivations
+	Substitute   []store.Path // objects, from elsewhere
+	Unknown      []store.Path // objects that nobody has
+	DownloadSize int64
+	NarSize      int64
+}
+
+// Missing plans a request and says what it would do.
+func (b *Builder) Missing(targets []protocol.Target) (*Missing, error) {
+	f := b.facts()
+	var known []protocol.Target
+	m := &Missing{}
+	for _, t := range targets {
+		if t.Outputs != nil && !b.store.IsValid(t.Path) {
+			m.Unknown = append(m.Unknown, t.Path)
+			continue
+		}
+		known = append(known, t)
+	}
+	p, err := makePlan(f, known)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range p.nodes {
+		m.Build = append(m.Build, n.path)
+	}
+	m.Build = store.SortPaths(m.Build)
+	m.Unknown = store.SortPaths(append(m.Unknown, p.unknown...))
+	return m, nil
+}
+
+// OutputMap returns the outputs of a derivation; the path of one that is not known yet is zero.
+func (b *Builder) OutputMap(drv store.Path) (map[string]store.Path, error) {
+	f := b.facts()
+	d, err := f.derivation(drv)
+	if err != nil {
+		return nil, err
+	}
+	outputs := map[string]store.Path{}
+	for _, o := range d.OutputNames() {
+		if d.Outputs[o].Kind() == derivation.Impure {
+			outputs[o] = store.Path{}
+			continue
+		}
+		if outputs[o], err = outputPath(f, d, o); err != nil {
+			return nil, err
+		}
+	}
+	return outputs, nil
+}
+
+// storeFacts answers from the store, and remembers the derivations of one request.
+type storeFacts struct {
+	b      *Builder
+	hashes *derivation.Hashes
+	mu     sync.Mutex // guards drvs
+	drvs   map[store.Path]*derivation.Derivation
+}
+
+func (b *Builder) facts() *storeFacts {
+	f := &storeFacts{b: b, drvs: map[store.Path]*derivation.Derivation{}}
+	f.hashes = derivation.NewHashes(f.derivation)
+	return f
+}
+
+func (f *storeFacts) valid(p store.Path) bool { return f.b.store.IsValid(p) }
+
+func (f *storeFacts) derivation(p store.Path) (*derivation.Derivation, error) {
+	f.mu.Lock()
+	d := f.drvs[p]
+	f.mu.Unlock()
+	if d != nil {
+		return d, nil
+	}
+	if !f.valid(p) {
+		return nil, fmt.Errorf("derivation %s: %w", p, store.ErrNotValid)
+	}
+	data, err := os.ReadFile(f.b.store.RealPath(p))
+	if err != nil {
+		return nil, fmt.Errorf("read derivation: %w", err)
+	}
+	if d, err = derivation.ParseAt(p, data); err != nil {
+		return nil, fmt.Errorf("derivation %s: %w", p, err)
+	}
+	f.mu.Lock()
+	f.drvs[p] = d
+	f.mu.Unlock()
+	return d, nil
+}
+
+func (f *storeFacts) realised(id store.DrvOutput) (store.Path, bool) {
+	r, err := f.b.store.Realisation(id)
+	if err != nil {
+		return store.Path{}, false
+	}
+	return r.OutPath, true
+}
+
+func (f *storeFacts) identity(d *derivation.Derivation, output string) (store.DrvOutput, error) {
+	return f.hashes.DrvOutput(d, output)
+}
+
+// fill adds the realisations of the wanted outputs to a result.
+func (f *storeFacts) fill(r *protocol.BuildResult, d *derivation.Derivation, wanted []string, paths map[string]store.Path) error {
+	r.Outputs = map[string]store.Realisation{}
+	for _, o := range wanted {
+		id, err := f.identity(d, o)
+		if err != nil {
+			return err
+		}
+		path := paths[o]
+		if path.IsZero() {
+			if path, err = outputPath(f, d, o); err != nil {
+				return err
+			}
+		}
+		if path.IsZero() {
+			continue
+		}
+		r.Outputs[o] = store.Realisation{ID: id, OutPath: path}
+		if known, err := f.b.store.Realisation(id); err == nil && known.OutPath == path {
+			r.Outputs[o] = *known
+		}
+	}
+	return nil
+}
+
+// nativeSystems returns the names of what this machine runs.
+func nativeSystems() []string {
+	switch runtime.GOARCH {
+	case "amd64":
+		return []string{"x86_64-linux", "i686-linux"}
+	case "arm64":
+		return []string{"aarch64-linux"}
+	}
+	return []string{runtime.GOARCH + "-linux"}
+}
+
+func (b *Builder) checkSystem(path store.Path, d *derivation.Derivation) error {
+	if d.System == "builtin" {
+		return nil
+	}
+	for _, s := range b.opts.Systems {
+		if s == d.System {
+			return nil
+		}
+	}
+	return fmt.Errorf("a '%s' is required to build '%s', but I am a '%s'", d.System, path, strings.Join(b.opts.Systems, "', '"))
+}

@@ -1,0 +1,319 @@
+package build
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"cairn/archive"
+	"cairn/store"
+)
+
+const (
+	tailLines   = 25       // lines of log in an error
+	maxLine     = 64 << 10 // longer lines are cut in pieces
+	flushEvery  = 64 << 10
+	messageMark = "@nix "
+)
+
+// logPath returns where the log of a derivation is.
+func (b *Builder) logPath(drv store.Path) string {
+	base := drv.Base()
+	return filepath.Join(b.store.Layout().LogDir, "drvs", base[:2], base[2:]+".zst")
+}
+
+// logWriter is the log of a running build: a compressed file that can be read while it grows, events for
+// those who watch, and the last lines for the error message.
+type logWriter struct {
+	tell    func(Event)
+	touched func() // called for each write
+	stop    context.CancelCauseFunc
+	limit   int64
+	path    string
+
+	mu        sync.Mutex // guards the rest
+	file      *os.File
+	packer    archive.Compressor
+	partial   []byte
+	tail      []string
+	size      int64
+	unflushed int
+	followers int
+	grown     chan struct{} // closed and replaced when the file has grown
+	closed    bool
+	err       error
+}
+
+func newLogWriter(path string, tell func(Event), limit int64, stop context.CancelCauseFunc) (*logWriter, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	temp, err := os.CreateTemp(filepath.Dir(path), ".log-*")
+	if err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	temp.Chmod(0o644)
+	// An older log may still be followed, so the name gets a new file.
+	if err := os.Rename(temp.Name(), path); err != nil {
+		temp.Close()
+		os.Remove(temp.Name())
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	packer, err := archive.NewCompressor(temp, archive.Zstd)
+	if err != nil {
+		temp.Close()
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	return &logWriter{tell: tell, stop: stop, limit: limit, path: path, file: temp, packer: packer, grown: make(chan struct{})}, nil
+}
+
+// Write takes a piece of output. It never fails: a log that cannot be written does not fail a build.
+func (l *logWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return len(p), nil
+	}
+	if l.touched != nil {
+		l.touched()
+	}
+	l.size += int64(len(p))
+	if l.limit > 0 && l.size > l.limit {
+		l.stop(errLogLimit)
+		return len(p), nil
+	}
+	for rest := p; len(rest) > 0; {
+		i := bytes.IndexByte(rest, '\n')
+		if i < 0 {
+			l.partial = append(l.partial, rest...)
+			break
+		}
+		l.line(append(l.partial, rest[:i]...))
+		l.partial, rest = l.partial[:0], rest[i+1:]
+	}
+	if len(l.partial) > maxLine {
+		l.line(l.partial)
+		l.partial = l.partial[:0]
+	}
+	if l.followers > 0 || l.unflushed > flushEvery {
+		l.flush()
+	}
+	return len(p), nil
+}
+
+// touch says that the build is alive though it writes nothing.
+func (l *logWriter) touch() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.touched != nil {
+		l.touched()
+	}
+}
+
+// line takes a whole line. The caller holds mu.
+func (l *logWriter) line(b []byte) {
+	if bytes.HasPrefix(b, []byte(messageMark)) && l.message(b[len(messageMark):]) {
+		return
+	}
+	l.put(string(b))
+}
+
+func (l *logWriter) put(line string) {
+	if _, err := io.WriteString(l.packer, line+"\n"); err != nil && l.err == nil {
+		l.err = err
+	}
+	l.unflushed += len(line) + 1
+	line = strings.TrimSuffix(line, "\r")
+	if i := strings.LastIndexByte(line, '\r'); i >= 0 {
+		line = line[i+1:]
+	}
+	l.tail = append(l.tail, line)
+	if len(l.tail) > 2*tailLines {
+		l.tail = append(l.tail[:0], l.tail[tailLines:]...)
+	}
+	l.tell(Event{Kind: Line, Text: line})
+}
+
+// message takes a structured message and reports whether it is one.
+func (l *logWriter) message(b []byte) bool {
+	var m struct{ Action, Phase, Msg string }
+	if json.Unmarshal(b, &m) != nil || m.Action == "" {
+		return false
+	}
+	switch m.Action {
+	case "setPhase":
+		l.tell(Event{Kind: Phase, Text: m.Phase})
+	case "msg":
+		l.put(m.Msg)
+	default:
+		l.tell(Event{Kind: Message, Text: string(b)})
+	}
+	return true
+}
+
+// note adds a line of the daemon's own.
+func (l *logWriter) note(line string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.closed {
+		l.put(line)
+		return
+	}
+	l.tell(Event{Kind: Line, Text: line})
+}
+
+func (l *logWriter) flush() {
+	if err := l.packer.Flush(); err != nil && l.err == nil {
+		l.err = err
+	}
+	l.unflushed = 0
+	close(l.grown)
+	l.grown = make(chan struct{})
+}
+
+// Close ends the log. It may be called more than once.
+func (l *logWriter) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return l.err
+	}
+	if len(l.partial) > 0 {
+		l.line(l.partial)
+	}
+	l.closed = true
+	l.err = errors.Join(l.err, l.packer.Close(), l.file.Close())
+	close(l.grown)
+	return l.err
+}
+
+// lastLines returns the end of the log as an error shows it.
+func (l *logWriter) lastLines(drv store.Path) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.tail) == 0 {
+		return ""
+	}
+	tail := l.tail[max(0, len(l.tail)-tailLines):]
+	return fmt.Sprintf(";\nlast %d log lines:\n> %s\nFor full logs, run 'nix log %s'.", len(tail), strings.Join(tail, "\n> "), drv)
+}
+
+func (j *job) setLog(l *logWriter) {
+	j.b.mu.Lock()
+	defer j.b.mu.Unlock()
+	j.log = l
+}
+
+// linkLog lets a derivation's log be found that was built as another one.
+func (j *job) linkLog(resolved store.Path) {
+	from, to := j.b.logPath(j.key.drv), j.b.logPath(resolved)
+	if _, err := os.Stat(to); err != nil {
+		return
+	}
+	target, err := filepath.Rel(filepath.Dir(from), to)
+	if err != nil || os.MkdirAll(filepath.Dir(from), 0o755) != nil {
+		return
+	}
+	os.Remove(from)
+	os.Symlink(target, from)
+}
+
+// running returns the log of a running build, that of the resolved derivation included.
+func (b *Builder) running(drv store.Path) *logWriter {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, mode := range []Mode{Normal, Check} {
+		for j := b.jobs[jobKey{drv, mode}]; j != nil; j = j.child {
+			if j.log != nil {
+				return j.log
+			}
+		}
+	}
+	return nil
+}
+
+// FollowLog writes the log of a derivation to w: what there is and, while it is being built, what comes, until the build ends.
+func (b *Builder) FollowLog(ctx context.Context, drv store.Path, w io.Writer) error {
+	if l := b.running(drv); l != nil {
+		return l.follow(ctx, w)
+	}
+	f, err := os.Open(b.logPath(drv))
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("log of %s: it was not built here, or its log was deleted: %w", drv, os.ErrNotExist)
+	}
+	if err != nil {
+		return fmt.Errorf("read log: %w", err)
+	}
+	defer f.Close()
+	return unpackLog(w, f)
+}
+
+// unpackLog writes what a log holds; one that a crash has cut ends where it ends.
+func unpackLog(w io.Writer, r io.Reader) error {
+	d, err := archive.NewDecompressor(r, archive.Zstd)
+	if err != nil {
+		return fmt.Errorf("read log: %w", err)
+	}
+	defer d.Close()
+	if _, err := io.Copy(w, d); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("read log: %w", err)
+	}
+	return nil
+}
+
+func (l *logWriter) follow(ctx context.Context, w io.Writer) error {
+	l.mu.Lock()
+	name := l.path
+	if !l.closed {
+		name = fmt.Sprintf("/proc/self/fd/%d", l.file.Fd())
+	}
+	f, err := os.Open(name)
+	if err == nil {
+		l.followers++
+	}
+	if err == nil && !l.closed {
+		l.flush()
+	}
+	l.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("read log: %w", err)
+	}
+	defer f.Close()
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.followers--
+	}()
+	return unpackLog(w, &growing{ctx: ctx, log: l, file: f})
+}
+
+// growing reads a file to its end, and its end is where the log is closed.
+type growing struct {
+	ctx  context.Context
+	log  *logWriter
+	file *os.File
+}
+
+func (g *growing) Read(p []byte) (int, error) {
+	for {
+		g.log.mu.Lock()
+		grown, closed := g.log.grown, g.log.closed
+		g.log.mu.Unlock()
+		n, err := g.file.Read(p)
+		if n > 0 || err != io.EOF || closed {
+			return n, err
+		}
+		select {
+		case <-grown:
+		case <-g.ctx.Done():
+			return 0, context.Cause(g.ctx)
+		}
+	}
+}

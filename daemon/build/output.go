@@ -1,0 +1,382 @@
+package build
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cairn/archive/nar"
+	"cairn/daemon/protocol"
+	"cairn/derivation"
+	"cairn/store"
+	"cairn/store/disk"
+	"cairn/store/refscan"
+)
+
+// ioSize is the buffer between stages of a copy.
+const ioSize = 256 << 10
+
+// output is one output of an attempt.
+type output struct {
+	name  string
+	path  store.Path   // where the builder makes it; for floating outputs a scratch path
+	final store.Path   // zero until known
+	found []store.Path // what it refers to, by the builder's paths
+	tree  string       // where the builder left it
+	ca    store.ContentAddress
+	info  *store.Info
+}
+
+// readOutputs makes objects of what the builder left behind. Nothing of the builder runs any more, but everything it
+// left is hostile: it is read through directory handles, and what is registered is a copy.
+func (a *attempt) readOutputs(ctx context.Context) ([]disk.Output, error) {
+	if err := os.Mkdir(a.dir("out"), 0o700); err != nil {
+		return nil, err
+	}
+	for _, o := range a.outputs {
+		o.tree = filepath.Join(a.dir("store"), o.path.Base())
+		if err := a.admit(o); err != nil {
+			return nil, err
+		}
+	}
+	read := a.readNamed
+	if a.kind == derivation.Floating {
+		read = a.readFloating
+	}
+	if err := read(ctx); err != nil {
+		return nil, err
+	}
+	if err := a.checkOutputs(ctx); err != nil {
+		return nil, err
+	}
+	var list []disk.Output
+	for _, o := range a.outputs {
+		list = append(list, disk.Output{Info: o.info, TempPath: filepath.Join(a.dir("out"), o.name)})
+	}
+	return list, nil
+}
+
+// admit checks that an output is there and is of an admissible type.
+func (a *attempt) admit(o *output) error {
+	fi, err := os.Lstat(o.tree)
+	if errors.Is(err, os.ErrNotExist) {
+		return failure(protocol.PermanentFailure, "builder for '%s' failed to produce output path for output '%s' at '%s'", a.key.drv, o.name, o.path)
+	}
+	if err != nil {
+		return err
+	}
+	if method := a.drv.Outputs[o.name].Method; method == store.Flat || method == store.Text {
+		if !fi.Mode().IsRegular() || fi.Mode()&0o100 != 0 {
+			return failure(protocol.OutputRejected, "output path '%s' should be a non-executable regular file since recursive hashing is not enabled (outputHashMode=flat)", o.path)
+		}
+	}
+	if os.Geteuid() == 0 {
+		return nil
+	}
+	return makeReadable(o.tree)
+}
+
+// makeReadable lets an ordinary user's daemon read what its builder has closed to itself.
+func makeReadable(path string) error {
+	at, err := unix.Open(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(at)
+	return makeReadableAt(at, filepath.Base(path))
+}
+
+func makeReadableAt(at int, name string) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(at, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	want := uint32(0)
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		want = 0o400
+	case unix.S_IFDIR:
+		want = 0o700
+	}
+	if st.Mode&want != want {
+		if err := unix.Fchmodat(at, name, st.Mode&0o777|want, 0); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return nil
+	}
+	fd, err := unix.Openat(at, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	dir := os.NewFile(uintptr(fd), name)
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if err := makeReadableAt(fd, n); err != nil {
+			return fmt.Errorf("%s/%w", name, err)
+		}
+	}
+	return nil
+}
+
+// removeWork deletes a working directory, whatever modes a builder gave to what is in it.
+func removeWork(dir string) {
+	if os.RemoveAll(dir) == nil {
+		return
+	}
+	makeReadable(dir)
+	os.RemoveAll(dir)
+}
+
+// candidates are the paths that outputs may refer to.
+func (a *attempt) candidates() []store.Path {
+	list := slices.Clone(a.inputs)
+	for _, o := range a.outputs {
+		list = append(list, o.path)
+	}
+	return list
+}
+
+// readNamed reads outputs whose paths were known before: one pass.
+func (a *attempt) readNamed(ctx context.Context) error {
+	for _, o := range a.outputs {
+		scan := refscan.NewScanner(nil, a.candidates())
+		out := a.drv.Outputs[o.name]
+		var content io.Writer = io.Discard
+		var hash interface{ Sum([]byte) []byte }
+		if out.Kind() == derivation.Fixed && out.Method == store.Recursive {
+			h := out.Algo.New()
+			content, hash = h, h
+		}
+		if err := a.copyOut(ctx, o, nil, scan, content); err != nil {
+			return err
+		}
+		o.final, o.info.Path, o.found = o.path, o.path, scan.Found()
+		o.info.References = o.found
+		if out.Kind() != derivation.Fixed {
+			continue
+		}
+		var got store.Hash
+		if hash != nil {
+			got = store.NewHash(out.Algo, hash.Sum(nil))
+		} else {
+			var err error
+			if got, err = hashFile(o.tree, out.Algo); err != nil {
+				return err
+			}
+		}
+		if err := a.checkFixed(o, out, got); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkFixed compares an output with what was promised.
+func (a *attempt) checkFixed(o *output, out derivation.Output, got store.Hash) error {
+	if got != out.Hash {
+		return failure(protocol.OutputRejected, "hash mismatch in fixed-output derivation '%s':\n  specified: %s\n     got:    %s", a.key.drv, out.Hash.SRI(), got.SRI())
+	}
+	if len(o.found) > 0 && out.Method != store.Text {
+		return failure(protocol.OutputRejected, "illegal path references in fixed-output derivation '%s': '%s' refers to '%s'", a.key.drv, o.path, o.found[0])
+	}
+	o.info.CA = out.ContentAddress()
+	return nil
+}
+
+// hashFile hashes a regular file's bytes.
+func hashFile(path string, algo store.Algorithm) (store.Hash, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return store.Hash{}, fmt.Errorf("read %s: %w", path, err)
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	h := algo.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return store.Hash{}, fmt.Errorf("read %s: %w", path, err)
+	}
+	return store.NewHash(algo, h.Sum(nil)), nil
+}
+
+// readFloating reads outputs whose paths follow from what is in them: find references, then, those referred
+// to first, hash modulo the output's own digest, and copy with final digests in the place of scratch ones.
+func (a *attempt) readFloating(ctx context.Context) error {
+	for _, o := range a.outputs {
+		scan := refscan.NewScanner(nil, a.candidates())
+		if err := dump(scan, o.tree); err != nil {
+			return a.unreadable(o, err)
+		}
+		o.found = scan.Found()
+	}
+	order, err := a.sortOutputs()
+	if err != nil {
+		return err
+	}
+	final := map[string]string{} // digests
+	paths := map[store.Path]store.Path{}
+	for _, o := range order {
+		if err := a.addressFloating(o, final, paths); err != nil {
+			return err
+		}
+		final[o.path.Digest()], paths[o.path] = o.final.Digest(), o.final
+		if err := a.copyOut(ctx, o, final); err != nil {
+			return err
+		}
+		o.info.Path = o.final
+		o.info.References = finalPaths(o.found, paths)
+		o.info.CA = o.ca
+	}
+	return nil
+}
+
+// addressFloating finds an output's content address and path. digests and paths say what became of the
+// scratch paths of the outputs before it.
+func (a *attempt) addressFloating(o *output, digests map[string]string, paths map[store.Path]store.Path) error {
+	out := a.drv.Outputs[o.name]
+	hash, err := a.hashFloating(o, out, digests)
+	if err != nil {
+		return err
+	}
+	o.ca = store.ContentAddress{Method: out.Method, Hash: hash}
+	refs := store.SplitSelf(o.path, finalPaths(o.found, paths))
+	o.final, err = a.b.store.Dir().ContentPath(a.drv.OutputName(o.name), o.ca, refs)
+	if err != nil {
+		return failure(protocol.OutputRejected, "output '%s' of '%s': %v", o.name, a.key.drv, err)
+	}
+	return nil
+}
+
+// hashFloating hashes what the output will be, modulo its own digest.
+func (a *attempt) hashFloating(o *output, out derivation.Output, digests map[string]string) (store.Hash, error) {
+	if out.Method != store.Recursive {
+		if slices.Contains(o.found, o.path) {
+			return store.Hash{}, failure(protocol.OutputRejected, "output '%s' of '%s' refers to itself, which a file addressed by its bytes cannot", o.name, a.key.drv)
+		}
+		return hashFile(o.tree, out.Algo)
+	}
+	h := refscan.HashModulo(out.Algo, o.path.Digest())
+	r := refscan.NewRewriter(h, digests)
+	if err := dump(r, o.tree); err != nil {
+		return store.Hash{}, a.unreadable(o, err)
+	}
+	if err := r.Close(); err != nil {
+		return store.Hash{}, err
+	}
+	return h.Sum(), nil
+}
+
+func finalPaths(found []store.Path, paths map[store.Path]store.Path) []store.Path {
+	var list []store.Path
+	for _, p := range found {
+		if q, ok := paths[p]; ok {
+			p = q
+		}
+		list = append(list, p)
+	}
+	return store.SortPaths(list)
+}
+
+func (a *attempt) unreadable(o *output, err error) error {
+	return failure(protocol.OutputRejected, "output '%s' of '%s' is not admissible: %v", o.name, a.key.drv, err)
+}
+
+// dump writes the archive of a tree in large pieces.
+func dump(w io.Writer, tree string) error {
+	b := bufio.NewWriterSize(w, ioSize)
+	if err := nar.Dump(b, tree); err != nil {
+		return err
+	}
+	return b.Flush()
+}
+
+// copyOut writes an output's copy, with digests replaced, and its hash and size to o.info.
+// The archive also goes to the given writers, as it was before.
+func (a *attempt) copyOut(ctx context.Context, o *output, digests map[string]string, also ...io.Writer) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	pr, pw := io.Pipe()
+	restored := make(chan error, 1)
+	go func() {
+		err := nar.Restore(bufio.NewReaderSize(pr, ioSize), filepath.Join(a.dir("out"), o.name), nil)
+		pr.CloseWithError(errors.Join(err, io.ErrClosedPipe))
+		restored <- err
+	}()
+	sum, size := sha256.New(), new(counter)
+	var w io.Writer = io.MultiWriter(pw, sum, size)
+	rewriter := refscan.NewRewriter(w, digests)
+	err := dump(io.MultiWriter(append(also, rewriter)...), o.tree)
+	if err == nil {
+		err = rewriter.Close()
+	}
+	pw.CloseWithError(err)
+	if restoreErr := <-restored; err == nil {
+		err = restoreErr
+	}
+	if err != nil {
+		return a.unreadable(o, err)
+	}
+	o.info = &store.Info{NarHash: store.NewHash(store.SHA256, sum.Sum(nil)), NarSize: int64(*size), RegisteredAt: time.Now().Unix(), Ultimate: true}
+	if a.b.store.IsValid(a.key.drv) {
+		o.info.Deriver = a.key.drv
+	}
+	return nil
+}
+
+type counter int64
+
+func (c *counter) Write(p []byte) (int, error) {
+	*c += counter(len(p))
+	return len(p), nil
+}
+
+// sortOutputs orders outputs, those referred to first.
+func (a *attempt) sortOutputs() ([]*output, error) {
+	byPath := map[store.Path]*output{}
+	for _, o := range a.outputs {
+		byPath[o.path] = o
+	}
+	var order []*output
+	state := map[*output]int{}
+	var visit func(o *output) error
+	visit = func(o *output) error {
+		switch state[o] {
+		case 1:
+			return failure(protocol.OutputRejected, "cycle detected in build of '%s' in the references of output '%s' from its other outputs", a.key.drv, o.name)
+		case 2:
+			return nil
+		}
+		state[o] = 1
+		for _, p := range o.found {
+			if other := byPath[p]; other != nil && other != o {
+				if err := visit(other); err != nil {
+					return err
+				}
+			}
+		}
+		state[o] = 2
+		order = append(order, o)
+		return nil
+	}
+	for _, o := range a.outputs {
+		if err := visit(o); err != nil {
+			return nil, err
+		}
+	}
+	return order, nil
+}

@@ -1,0 +1,557 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"cairn/daemon/protocol"
+	"cairn/daemon/sandbox"
+	"cairn/derivation"
+	"cairn/store"
+	"cairn/store/disk"
+)
+
+// buildDir is where a builder finds its directory.
+const buildDir = "/build"
+
+// Causes of a build's end that are the build's own fault.
+var (
+	errTimeout  = errors.New("timed out")
+	errSilent   = errors.New("silent for too long")
+	errLogLimit = errors.New("log is too long")
+)
+
+// A Failure is why a derivation was not built.
+type Failure struct {
+	Status protocol.Status
+	Text   string
+}
+
+func (f *Failure) Error() string { return f.Text }
+
+func failure(s protocol.Status, format string, args ...any) error {
+	return &Failure{Status: s, Text: fmt.Sprintf(format, args...)}
+}
+
+// run is a started job's work.
+func (j *job) run() (*protocol.BuildResult, map[string]store.Path) {
+	r := &protocol.BuildResult{Start: time.Now().Unix()}
+	paths, err := j.realise(r)
+	r.Stop = time.Now().Unix()
+	if err == nil {
+		return r, paths
+	}
+	r.Status, r.Error = protocol.MiscFailure, err.Error()
+	var f *Failure
+	switch {
+	case errors.As(err, &f):
+		r.Status = f.Status
+	case errors.Is(err, errLeft), errors.Is(err, errShutdown):
+		r.Error = fmt.Sprintf("build of '%s' was cancelled: %v", j.key.drv, context.Cause(j.ctx))
+	}
+	return r, nil
+}
+
+func (j *job) realise(r *protocol.BuildResult) (map[string]store.Path, error) {
+	if err := j.ctx.Err(); err != nil {
+		return nil, context.Cause(j.ctx)
+	}
+	if first := j.firstFailure(); first != nil {
+		return nil, failure(protocol.DependencyFailed, "'%s' cannot be built, because '%s' failed: %s", j.key.drv, first.key.drv, first.result.Error)
+	}
+	lease := j.b.store.Lease("build of "+j.key.drv.String(), 0)
+	defer lease.Release()
+	ctx := disk.WithLease(j.ctx, lease)
+	resolve, err := j.mustResolve()
+	if err != nil {
+		return nil, err
+	}
+	if resolve {
+		return j.resolve(ctx, r)
+	}
+	if paths, err := j.present(); paths != nil || err != nil {
+		r.Status = protocol.AlreadyValid
+		return paths, err
+	}
+	release, err := j.b.place(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	j.begin()
+	a := &attempt{job: j, drv: j.drv, lease: lease}
+	return a.run(ctx, r)
+}
+
+// firstFailure follows failed inputs to the one that failed by itself.
+func (j *job) firstFailure() *job {
+	j.b.mu.Lock()
+	defer j.b.mu.Unlock()
+	first := j.broken
+	for first != nil && first.broken != nil {
+		first = first.broken
+	}
+	return first
+}
+
+func (j *job) mustResolve() (bool, error) {
+	var failed error
+	must := resolves(j.drv, j.kind, func(in store.Path) bool {
+		d, err := j.facts.derivation(in)
+		if err != nil {
+			failed = err
+			return true
+		}
+		kind, err := d.Kind()
+		if err != nil {
+			failed = err
+		}
+		return kind == derivation.InputAddressed || kind == derivation.Fixed
+	})
+	return must, failed
+}
+
+// present returns the outputs when all are valid and nothing else is to be done.
+func (j *job) present() (map[string]store.Path, error) {
+	if j.key.mode != Normal {
+		return nil, nil
+	}
+	paths := map[string]store.Path{}
+	for o := range j.drv.Outputs {
+		p, err := outputPath(j.facts, j.drv, o)
+		if err != nil {
+			return nil, err
+		}
+		if p.IsZero() || !j.facts.valid(p) {
+			return nil, nil
+		}
+		paths[o] = p
+	}
+	return paths, nil
+}
+
+// resolve builds the derivation with the inputs' paths in their places, and records its outputs for j, too.
+func (j *job) resolve(ctx context.Context, r *protocol.BuildResult) (map[string]store.Path, error) {
+	inputs := map[store.DrvOutput]store.Path{}
+	d, err := j.drv.Resolve(j.b.store.Dir(), func(drv store.Path, output string) (store.Path, bool) {
+		p, id, ok := j.realisedInput(drv, output)
+		if ok {
+			inputs[id] = p
+		}
+		return p, ok
+	})
+	if err != nil {
+		return nil, err
+	}
+	info, err := j.b.store.AddStream(ctx, d.Name+".drv", store.Text, store.SHA256, d.References(), strings.NewReader(string(d.ATerm())))
+	if err != nil {
+		return nil, fmt.Errorf("write resolved derivation: %w", err)
+	}
+	child, err := j.adopt(info.Path, d)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		j.b.mu.Lock()
+		defer j.b.mu.Unlock()
+		j.b.leave(child)
+	}()
+	select {
+	case <-child.done:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	start := r.Start
+	*r = *child.result
+	r.Start = start
+	j.linkLog(info.Path)
+	if !r.Status.OK() {
+		return nil, &Failure{Status: r.Status, Text: r.Error}
+	}
+	if r.Status == protocol.AlreadyValid {
+		r.Status = protocol.ResolvesToAlreadyValid
+	}
+	return child.paths, j.record(ctx, child.paths, inputs)
+}
+
+func (j *job) realisedInput(drv store.Path, output string) (store.Path, store.DrvOutput, bool) {
+	d, err := j.facts.derivation(drv)
+	if err != nil {
+		return store.Path{}, store.DrvOutput{}, false
+	}
+	p, err := outputPath(j.facts, d, output)
+	if err != nil || p.IsZero() || !j.facts.valid(p) {
+		return store.Path{}, store.DrvOutput{}, false
+	}
+	id, err := j.facts.identity(d, output)
+	return p, id, err == nil
+}
+
+// adopt joins or makes the job of the resolved derivation.
+func (j *job) adopt(path store.Path, d *derivation.Derivation) (*job, error) {
+	kind, err := d.Kind()
+	if err != nil {
+		return nil, err
+	}
+	j.b.mu.Lock()
+	defer j.b.mu.Unlock()
+	child := j.b.enter(j.b, jobKey{path, j.key.mode}, func() *job {
+		f := j.b.facts()
+		f.drvs[path] = d
+		return &job{drv: d, kind: kind, facts: f, derived: true}
+	})
+	j.child = child
+	for _, w := range *j.watches.Load() {
+		w.join(child)
+	}
+	return child, nil
+}
+
+// record makes the outputs of a derivation known whose text does not say their paths.
+// inputs are the realisations that it was resolved with.
+func (j *job) record(ctx context.Context, paths map[string]store.Path, inputs map[store.DrvOutput]store.Path) error {
+	if j.kind != derivation.Floating && j.kind != derivation.Deferred {
+		return nil
+	}
+	for o, p := range paths {
+		id, err := j.facts.identity(j.drv, o)
+		if err != nil {
+			return err
+		}
+		refs, err := j.b.store.References(p)
+		if err != nil {
+			return err
+		}
+		r := &store.Realisation{ID: id, OutPath: p, Dependents: map[store.DrvOutput]store.Path{}}
+		for in, path := range inputs {
+			for _, ref := range refs {
+				if ref == path {
+					r.Dependents[in] = path
+				}
+			}
+		}
+		if err := j.b.store.AddRealisation(ctx, r); err != nil {
+			return err
+		}
+		if !j.b.store.IsValid(j.key.drv) {
+			continue
+		}
+		if err := j.b.store.LinkOutput(ctx, j.key.drv, o, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// attempt is one run of a builder.
+type attempt struct {
+	*job
+	drv     *derivation.Derivation // the job's, with the outputs' paths for their placeholders
+	lease   *disk.Lease
+	network bool
+	inputs  []store.Path // and their closure
+	outputs []*output
+	work    string // directory of ours below the store directory
+	log     *logWriter
+	uid     uint32
+}
+
+// The parts of the working directory.
+func (a *attempt) dir(name string) string { return filepath.Join(a.work, name) }
+
+func (a *attempt) run(ctx context.Context, r *protocol.BuildResult) (map[string]store.Path, error) {
+	if err := a.b.checkSystem(a.key.drv, a.drv); err != nil {
+		return nil, failure(protocol.InputRejected, "%v", err)
+	}
+	if err := a.b.store.Room(); err != nil {
+		return nil, failure(protocol.TransientFailure, "build '%s': %v", a.key.drv, err)
+	}
+	if err := a.collectInputs(); err != nil {
+		return nil, err
+	}
+	if err := a.nameOutputs(); err != nil {
+		return nil, err
+	}
+	work, err := a.b.store.TempDir()
+	if err != nil {
+		return nil, fmt.Errorf("build '%s': %w", a.key.drv, err)
+	}
+	a.work = work
+	defer removeWork(work)
+	if err := a.execute(ctx, r); err != nil {
+		return nil, err
+	}
+	r.TimesBuilt = 1
+	return a.finish(ctx, r)
+}
+
+// collectInputs holds the inputs and finds everything that the builder may see.
+func (a *attempt) collectInputs() error {
+	direct := append([]store.Path{}, a.drv.InputSrcs...)
+	for _, drv := range sortedKeys(a.drv.InputDrvs) {
+		for _, o := range a.drv.InputDrvs[drv] {
+			p, _, ok := a.realisedInput(drv, o)
+			if !ok {
+				return failure(protocol.InputRejected, "input '%s' of '%s', output %q, is not there", drv, a.key.drv, o)
+			}
+			direct = append(direct, p)
+		}
+	}
+	if err := a.lease.Hold(append(direct, a.key.drv)...); err != nil {
+		return err
+	}
+	for _, p := range direct {
+		if !a.b.store.IsValid(p) {
+			return failure(protocol.InputRejected, "input '%s' of '%s' is not valid and cannot be built", p, a.key.drv)
+		}
+	}
+	var err error
+	a.inputs, err = a.b.store.Closure(direct...)
+	return err
+}
+
+// nameOutputs decides under which paths the builder makes its outputs.
+func (a *attempt) nameOutputs() error {
+	rewrite := map[string]string{}
+	for _, name := range a.drv.OutputNames() {
+		o := &output{name: name, final: a.drv.Outputs[name].Path, path: a.drv.Outputs[name].Path}
+		if o.final.IsZero() {
+			p, err := a.b.store.Dir().ScratchPath(a.key.drv, name, a.drv.OutputName(name), store.Path{})
+			if err != nil {
+				return err
+			}
+			o.path = p
+		}
+		rewrite[derivation.Placeholder(name)] = o.path.String()
+		a.outputs = append(a.outputs, o)
+	}
+	a.drv = a.drv.Clone()
+	a.drv.Rewrite(rewrite)
+	a.network = a.kind == derivation.Fixed
+	return nil
+}
+
+// execute runs the builder or the built-in function, with the log open.
+func (a *attempt) execute(ctx context.Context, r *protocol.BuildResult) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	log, err := newLogWriter(a.b.logPath(a.key.drv), a.tell, a.b.settings.MaxLog, stop)
+	if err != nil {
+		return fmt.Errorf("build '%s': %w", a.key.drv, err)
+	}
+	defer log.Close()
+	a.log = log
+	a.setLog(log)
+	set := a.b.settings
+	if set.Timeout > 0 {
+		defer time.AfterFunc(set.Timeout, func() { stop(errTimeout) }).Stop()
+	}
+	if set.MaxSilent > 0 {
+		t := time.AfterFunc(set.MaxSilent, func() { stop(errSilent) })
+		defer t.Stop()
+		log.touched = func() { t.Reset(set.MaxSilent) }
+	}
+	if name, ok := strings.CutPrefix(a.drv.Builder, "builtin:"); ok {
+		err = a.builtin(ctx, name)
+	} else {
+		err = a.sandboxed(ctx, r)
+	}
+	if err != nil && set.KeepFailed {
+		a.keep()
+	}
+	return a.explain(ctx, err)
+}
+
+// explain turns the end of a builder into a Failure.
+func (a *attempt) explain(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	set := a.b.settings
+	switch cause := context.Cause(ctx); {
+	case cause == nil:
+	case errors.Is(cause, errTimeout):
+		return failure(protocol.TimedOut, "building of '%s' timed out after %d seconds", a.key.drv, int(set.Timeout.Seconds()))
+	case errors.Is(cause, errSilent):
+		return failure(protocol.TimedOut, "building of '%s' timed out after %d seconds of silence", a.key.drv, int(set.MaxSilent.Seconds()))
+	case errors.Is(cause, errLogLimit):
+		return failure(protocol.LogLimitExceeded, "'%s' killed after writing more than %d bytes of log output", a.key.drv, set.MaxLog)
+	default:
+		return cause
+	}
+	return err
+}
+
+// sandboxed runs the builder.
+func (a *attempt) sandboxed(ctx context.Context, r *protocol.BuildResult) error {
+	slot, free := a.b.slot()
+	defer free()
+	a.uid = hostID(slot)
+	spec, err := a.spec()
+	if err != nil {
+		return err
+	}
+	st, err := sandbox.Run(ctx, spec, a.log)
+	a.log.Close()
+	r.CPUUser, r.CPUSystem = &st.User, &st.System
+	var setup *sandbox.SetupError
+	switch {
+	case errors.As(err, &setup) && setup.Step == "execute":
+		return failure(protocol.PermanentFailure, "builder for '%s' cannot be executed: %s%s", a.key.drv, setup.Text, a.shellHint())
+	case err != nil:
+		return fmt.Errorf("build '%s': %w", a.key.drv, err)
+	case !st.Success():
+		status := protocol.PermanentFailure
+		if a.network {
+			status = protocol.TransientFailure
+		}
+		what := "failed with " + st.String()
+		if st.Signal != 0 {
+			what = "failed due to signal " + strings.TrimPrefix(st.String(), "killed by signal ")
+		}
+		return failure(status, "builder for '%s' %s%s", a.key.drv, what, a.log.lastLines(a.key.drv))
+	}
+	return nil
+}
+
+func (a *attempt) shellHint() string {
+	if a.drv.Builder != "/bin/sh" || a.b.opts.SandboxPaths["/bin/sh"] != "" {
+		return ""
+	}
+	return "; the host has no shell to give to builders: install busybox-static or name one in the sandbox paths"
+}
+
+// spec lays out the working directory and says what the builder sees.
+func (a *attempt) spec() (*sandbox.Spec, error) {
+	env, files, err := a.environment()
+	if err != nil {
+		return nil, err
+	}
+	if err := a.layOut(files); err != nil {
+		return nil, fmt.Errorf("build '%s': lay out: %w", a.key.drv, err)
+	}
+	s := &sandbox.Spec{
+		Path:    a.drv.Builder,
+		Argv:    append([]string{path.Base(a.drv.Builder)}, a.drv.Args...),
+		Env:     env,
+		Dir:     buildDir,
+		Root:    a.dir("root"),
+		Network: a.network,
+		Linux32: a.drv.System == "i686-linux",
+		HostUID: a.uid, HostGID: a.uid,
+		Files: map[string]string{
+			"/etc/passwd": "root:x:0:0:Nix build user:" + buildDir + ":/noshell\nnixbld:x:1000:100:Nix build user:" + buildDir + ":/noshell\nnobody:x:65534:65534:Nobody:/:/noshell\n",
+			"/etc/group":  "root:x:0:\nnixbld:!:100:\nnogroup:x:65534:\n",
+		},
+		Mounts: []sandbox.Mount{
+			{Source: a.dir("build"), Target: buildDir, Writable: true},
+			{Source: a.dir("tmp"), Target: "/tmp", Writable: true},
+			{Source: a.dir("store"), Target: a.b.store.Dir().String(), Writable: true},
+		},
+	}
+	for _, p := range a.inputs {
+		s.Mounts = append(s.Mounts, sandbox.Mount{Source: a.b.store.RealPath(p), Target: p.String()})
+	}
+	host, err := a.b.shell.mounts()
+	if err != nil {
+		return nil, err
+	}
+	s.Mounts = append(s.Mounts, host...)
+	if a.network {
+		networkFiles(s)
+	} else {
+		s.Files["/etc/hosts"] = "127.0.0.1 localhost\n::1 localhost\n"
+	}
+	return s, nil
+}
+
+// networkFiles gives a builder that shares the host's network what it needs to find its way in it.
+func networkFiles(s *sandbox.Spec) {
+	s.Files["/etc/nsswitch.conf"] = "hosts: files dns\nservices: files\n"
+	for _, f := range []string{"/etc/resolv.conf", "/etc/services", "/etc/hosts", "/etc/ssl/certs/ca-certificates.crt"} {
+		if real, err := filepath.EvalSymlinks(f); err == nil {
+			s.Mounts = append(s.Mounts, sandbox.Mount{Source: real, Target: f})
+		}
+	}
+}
+
+// layOut makes the directories of a build. Those the builder writes to belong to it.
+func (a *attempt) layOut(files map[string][]byte) error {
+	for name, mode := range map[string]os.FileMode{"root": 0o755, "build": 0o700, "tmp": 0o777 | os.ModeSticky, "store": 0o755} {
+		if err := os.Mkdir(a.dir(name), 0o700); err != nil {
+			return err
+		}
+		if err := os.Chmod(a.dir(name), mode); err != nil {
+			return err
+		}
+	}
+	mine := []string{a.dir("build"), a.dir("store")}
+	for name, data := range files {
+		file := filepath.Join(a.dir("build"), name)
+		if err := os.WriteFile(file, data, 0o644); err != nil {
+			return err
+		}
+		mine = append(mine, file)
+	}
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	for _, f := range mine {
+		if err := os.Lchown(f, int(a.uid), int(a.uid)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keep moves the build directory of a failed build to where the user finds it.
+// It stays the builder's: giving its files to somebody would let the builder choose what is given.
+func (a *attempt) keep() {
+	dir := filepath.Join(a.b.store.Layout().StateDir, "failed")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return
+	}
+	target := filepath.Join(dir, fmt.Sprintf("%s-%d", a.key.drv.Base(), time.Now().UnixNano()))
+	if err := os.Rename(a.dir("build"), target); err == nil {
+		a.log.note(fmt.Sprintf("note: keeping build directory '%s'", target))
+	}
+}
+
+// finish makes what the builder left behind valid.
+func (a *attempt) finish(ctx context.Context, r *protocol.BuildResult) (map[string]store.Path, error) {
+	outputs, err := a.readOutputs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	paths := map[string]store.Path{}
+	for _, o := range a.outputs {
+		paths[o.name] = o.final
+	}
+	if a.key.mode == Check {
+		return paths, a.compare(ctx, r)
+	}
+	if err := a.b.store.Register(ctx, outputs); err != nil {
+		return nil, fmt.Errorf("build '%s': %w", a.key.drv, err)
+	}
+	r.Status = protocol.Built
+	return paths, a.record(ctx, paths, nil)
+}
+
+// compare checks that a second build gave what is there.
+func (a *attempt) compare(ctx context.Context, r *protocol.BuildResult) error {
+	for _, o := range a.outputs {
+		known, err := a.b.store.Info(ctx, o.final)
+		if err != nil || known.NarHash != o.info.NarHash {
+			r.NonDeterministic = true
+			return failure(protocol.NotDeterministic, "derivation '%s' may not be deterministic: output '%s' differs", a.key.drv, o.final)
+		}
+	}
+	r.Status = protocol.Built
+	return nil
+}
