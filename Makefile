@@ -6,12 +6,13 @@ SHELL := /bin/bash
 export CGO_ENABLED := 0
 
 # Everything that tests, the lab and the demo use beside Go. This is the only list.
-PACKAGES := ca-certificates git make openssh-client openssh-server iproute2 procps \
+PACKAGES := ca-certificates git make gcc libc6-dev openssh-client openssh-server iproute2 procps \
 	systemd-container debootstrap dbus nix-bin zstd
 
 VERSION := $(shell git describe --always --dirty --tags 2>/dev/null || echo unknown)
 GOFLAGS_BUILD := -trimpath -buildvcs=false -ldflags "-s -w -X cairn/client/cli.Version=$(VERSION)"
 
+GOTESTFLAGS ?=
 T ?= 30s
 N ?= 200
 
@@ -34,15 +35,15 @@ build: ## build the static binary ./cairn
 
 test: deps ## run all tests that need no lab hosts
 	go vet ./...
-	go test -timeout 15m ./...
+	go test $(GOTESTFLAGS) -timeout 15m ./...
 
 demo: deps build ## two lab hosts: deploy, change, break, roll back, collect (root)
-	./tests/demo
+	go run ./tests/demo -cairn ./cairn
 
 check: ## formatting, vet and tests with the race detector
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt -w" $$bad; exit 1; }
 	go vet ./...
-	CGO_ENABLED=1 go test -race -timeout 20m ./...
+	CGO_ENABLED=1 go test $(GOTESTFLAGS) -race -timeout 20m ./...
 
 fuzz: ## fuzz every decoder for T each (make fuzz T=30s)
 	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r d; do \
@@ -50,16 +51,16 @@ fuzz: ## fuzz every decoder for T each (make fuzz T=30s)
 			echo "== $$d $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(T) $$d || exit 1; done; done
 
 root: ## tests that need root: sandbox, activation
-	CAIRN_ROOT=1 go test -count=1 -timeout 15m ./daemon/... ./services/...
+	CAIRN_ROOT=1 go test $(GOTESTFLAGS) -count=1 -timeout 15m ./daemon/... ./services/...
 
 crash: ## kill -9 the daemon N times under load (make crash N=200)
 	CAIRN_CRASH=$(N) go test -count=1 -v -timeout 60m ./tests/crash
 
 compat: ## Debian's nix as the client of our daemon
-	CAIRN_COMPAT=1 go test -count=1 -timeout 20m ./tests/compat
+	CAIRN_COMPAT=1 go test $(GOTESTFLAGS) -count=1 -timeout 20m ./tests/compat
 
 lab: ## deploy and activation on real hosts (root)
-	CAIRN_LAB=1 go test -count=1 -timeout 30m ./tests/lab/... ./deploy/...
+	CAIRN_LAB=1 go test $(GOTESTFLAGS) -count=1 -timeout 30m ./tests/lab/... ./deploy/...
 
 clean: ## remove what was built
 	rm -f cairn

@@ -6,10 +6,12 @@ import (
 	"os"
 
 	"cairn/client/cli"
+	"cairn/client/config"
 	"cairn/daemon/sandbox"
 )
 
 func main() {
 	sandbox.Init() // returns unless this process is a builder's first process
+	config.Init()  // returns unless this process evaluates for another
 	os.Exit(cli.Main(os.Args[1:]))
 }

@@ -57,7 +57,7 @@ func Main(args []string) int {
 // Run runs one command and returns the exit code.
 func Run(ctx context.Context, env *Env, args []string) int {
 	root := newRootCmd(env)
-	root.SetArgs(args)
+	root.SetArgs(append([]string{}, args...)) // never nil, which means os.Args
 	err := root.ExecuteContext(ctx)
 	if err != nil && context.Cause(ctx) != nil && errors.Is(err, context.Canceled) {
 		err = errInterrupted

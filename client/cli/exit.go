@@ -8,19 +8,52 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"cairn/archive"
+	"cairn/daemon/protocol"
+	"cairn/derivation/eval"
+	"cairn/services/activate"
+	"cairn/store"
 )
 
 // Exit codes. 100 to 104 are those of nix-build.
 const (
 	exitOK               = 0
-	exitError            = 1   // anything that has no row of its own
-	exitUsage            = 2   // unknown command or flag, wrong arguments
-	exitBuildFailed      = 100 // a builder failed
-	exitTimeout          = 101 // a builder took or was silent for too long
-	exitHashMismatch     = 102 // a fixed output or a download has another hash
-	exitNotDeterministic = 104 // a second build differs
-	exitInterrupted      = 130 // interrupt, as a shell says it
+	exitError            = 1
+	exitUsage            = 2
+	exitConfig           = 3
+	exitConflict         = 4
+	exitRolledBack       = 5
+	exitMachines         = 6
+	exitUnauthorized     = 7
+	exitNoDaemon         = 8
+	exitBuildFailed      = 100
+	exitTimeout          = 101
+	exitHashMismatch     = 102
+	exitNotDeterministic = 104
+	exitInterrupted      = 130
 )
+
+// exitDocs says what each code means, for the reference.
+var exitDocs = []struct {
+	code int
+	text string
+}{
+	{exitOK, "done"},
+	{exitError, "anything that has no row of its own"},
+	{exitUsage, "unknown command or flag, wrong arguments"},
+	{exitConfig, "the configuration file is wrong; the message has file, line and column"},
+	{exitConflict, "a switch would touch what is not ours; nothing was changed"},
+	{exitRolledBack, "a switch failed and everything is as it was"},
+	{exitMachines, "not all machines are where they should be; the summary says which"},
+	{exitUnauthorized, "a signer or a caller lacks the right; nothing was changed"},
+	{exitNoDaemon, "no daemon answers"},
+	{exitBuildFailed, "a builder failed"},
+	{exitTimeout, "a builder took, or was silent for, too long"},
+	{exitHashMismatch, "a fixed output, a download or an archive has another hash"},
+	{exitNotDeterministic, "a second build gave another result"},
+	{exitInterrupted, "interrupted"},
+}
 
 // exitTable maps errors to codes; the first row that matches counts.
 var exitTable = []struct {
@@ -30,6 +63,19 @@ var exitTable = []struct {
 	{exitUsage, as[*usageError]},
 	{exitInterrupted, is(errInterrupted)},
 	{exitInterrupted, is(context.Canceled)},
+	{exitConfig, as[*eval.Error]},
+	{exitConflict, as[*activate.Refused]},
+	{exitRolledBack, as[*activate.Undone]},
+	{exitMachines, as[*machinesError]},
+	{exitUnauthorized, is(protocol.ErrNotAllowed)},
+	{exitUnauthorized, is(archive.ErrUnauthorized)},
+	{exitNoDaemon, is(errNoDaemon)},
+	{exitTimeout, is(statusError(protocol.TimedOut))},
+	{exitNotDeterministic, is(statusError(protocol.NotDeterministic))},
+	{exitHashMismatch, isHashMismatch},
+	{exitHashMismatch, is(store.ErrHashMismatch)},
+	{exitHashMismatch, is(archive.ErrCorrupt)},
+	{exitBuildFailed, as[*buildError]},
 }
 
 var errInterrupted = errors.New("interrupted")
@@ -92,6 +138,9 @@ type hintError struct {
 
 func (e *hintError) Unwrap() error { return e.error }
 
+// Hint is the next step.
+func (e *hintError) Hint() string { return e.hint }
+
 // hinted adds a next step to err.
 func hinted(err error, format string, args ...any) error {
 	if err == nil {
@@ -101,11 +150,12 @@ func hinted(err error, format string, args ...any) error {
 }
 
 // hints lists the next steps along the chain of err, the outermost last.
+// Packages below give theirs by a method Hint.
 func hints(err error) []string {
 	var all []string
 	for err != nil {
-		if h, ok := err.(*hintError); ok {
-			all = append([]string{h.hint}, all...)
+		if h, ok := err.(interface{ Hint() string }); ok && h.Hint() != "" {
+			all = append([]string{h.Hint()}, all...)
 		}
 		err = errors.Unwrap(err)
 	}

@@ -1,0 +1,72 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"cairn/daemon/protocol"
+)
+
+// buildError says which targets were not built.
+type buildError struct{ failed []*protocol.BuildResult }
+
+func (e *buildError) Error() string {
+	var lines []string
+	for _, r := range e.failed {
+		text := strings.TrimSpace(r.Error)
+		if text == "" {
+			text = r.Status.String()
+		}
+		lines = append(lines, fmt.Sprintf("build %s: %s", r.Target.Path, text))
+	}
+	return strings.Join(lines, "\nerror: ")
+}
+
+// Is lets the exit table ask for a status.
+func (e *buildError) Is(target error) bool {
+	want, ok := target.(statusError)
+	for _, r := range e.failed {
+		if ok && r.Status == protocol.Status(want) {
+			return true
+		}
+	}
+	return false
+}
+
+// statusError stands for a build status in the exit table.
+type statusError protocol.Status
+
+func (e statusError) Error() string { return protocol.Status(e).String() }
+
+// isHashMismatch finds an output that was refused for its hash.
+func isHashMismatch(err error) bool {
+	var b *buildError
+	if !errors.As(err, &b) {
+		return false
+	}
+	for _, r := range b.failed {
+		if r.Status == protocol.OutputRejected && strings.Contains(r.Error, "hash mismatch") {
+			return true
+		}
+	}
+	return false
+}
+
+// failedBuilds returns an error when not all results are there.
+func failedBuilds(results []*protocol.BuildResult) error {
+	var failed []*protocol.BuildResult
+	for _, r := range results {
+		if !r.Status.OK() {
+			failed = append(failed, r)
+		}
+	}
+	if failed == nil {
+		return nil
+	}
+	err := error(&buildError{failed})
+	if failed[0].Target.Path.IsDerivation() {
+		err = hinted(err, "'cairn log %s' prints what the builder wrote", failed[0].Target.Path)
+	}
+	return err
+}

@@ -1,0 +1,194 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"cairn/daemon"
+	"cairn/daemon/build"
+	"cairn/store/disk"
+)
+
+type daemonOptions struct {
+	engineOptions
+	stdio  bool
+	socket string
+}
+
+func newDaemonCmd(env *Env) *cobra.Command {
+	o := &daemonOptions{}
+	cmd := &cobra.Command{
+		Use:     "daemon [--stdio | --socket FILE]",
+		GroupID: "service",
+		Short:   "Own the store and serve it to clients",
+		Long: `Own the store and serve it: to our own commands and to Nix's programs, which find
+the socket through NIX_DAEMON_SOCKET_PATH or NIX_REMOTE. Who asks is known from the
+socket: root and the user that the daemon runs as are trusted.
+
+With SIGTERM it takes no new connections, lets requests finish for up to two
+minutes, and exits. Under systemd it says when it is ready.
+
+With --stdio it serves one client on standard input and output: through the running
+daemon if there is one, else by itself.`,
+		Example: `  cairn daemon
+  cairn daemon --root ~/try --max-jobs 4
+  NIX_REMOTE=unix:///cairn/var/daemon-socket/socket nix-store --store-dir /cairn/store -qR …`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runDaemon(cmd.Context(), env, o) },
+	}
+	f := cmd.Flags()
+	f.BoolVar(&o.stdio, "stdio", false, "serve one client on standard input and output")
+	f.StringVar(&o.socket, "socket", "", "listen at `FILE` instead of the store's own place")
+	f.IntVar(&o.maxJobs, "max-jobs", 0, "`N` builds at a time; 0: one per processor")
+	f.IntVar(&o.cores, "cores", 0, "`N` processors for one build; 0: all")
+	f.DurationVar(&o.timeout, "timeout", 0, "longest build, for example 2h; 0: no limit")
+	f.DurationVar(&o.maxSilent, "max-silent", 0, "longest silence of a builder; 0: no limit")
+	f.BoolVar(&o.keepFailed, "keep-failed", false, "keep the directories of failed builds")
+	cmd.MarkFlagsMutuallyExclusive("stdio", "socket")
+	return cmd
+}
+
+// drainTime is how long requests may go on after SIGTERM.
+const drainTime = 2 * time.Minute
+
+func runDaemon(ctx context.Context, env *Env, o *daemonOptions) error {
+	layout, err := env.layout()
+	if err != nil {
+		return err
+	}
+	if o.socket != "" {
+		layout.SocketPath = env.path(o.socket)
+	}
+	if o.stdio {
+		return daemonStdio(ctx, env, layout, o)
+	}
+	o.log = env.Stderr
+	eng, err := openEngine(ctx, layout, &o.engineOptions)
+	if err != nil {
+		return err
+	}
+	return errors.Join(serve(ctx, env, layout, eng), eng.close())
+}
+
+// serve runs the engine at its socket until ctx ends, then drains.
+func serve(ctx context.Context, env *Env, layout disk.Layout, eng *engine) error {
+	listener, err := daemon.Listen(layout)
+	if err != nil {
+		return err
+	}
+	if err := notify(env.Getenv, "READY=1"); err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	served := make(chan error, 1)
+	go func() { served <- eng.server.Serve(context.WithoutCancel(ctx), listener) }()
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	notifyErr := notify(env.Getenv, "STOPPING=1")
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer cancel()
+	return errors.Join(notifyErr, eng.server.Drain(limit), <-served)
+}
+
+// daemonStdio joins standard input and output with the daemon, or is the daemon.
+func daemonStdio(ctx context.Context, env *Env, layout disk.Layout, o *daemonOptions) error {
+	rw := &stdio{Reader: env.Stdin, Writer: env.Stdout}
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "unix", layout.SocketPath)
+	if err == nil {
+		return join(rw, conn.(*net.UnixConn))
+	}
+	if !nobodyListens(err) {
+		return fmt.Errorf("connect to the daemon: %w", err)
+	}
+	eng, err := openEngine(ctx, layout, &o.engineOptions)
+	if err != nil {
+		return err
+	}
+	err = eng.server.ServeConn(ctx, rw, self())
+	return errors.Join(err, eng.close())
+}
+
+// self is this process as a peer of its own daemon.
+func self() daemon.Peer {
+	return daemon.Peer{UID: os.Getuid(), GID: os.Getgid(), PID: os.Getpid(), Trusted: true}
+}
+
+// stdio is standard input and output as one stream.
+type stdio struct {
+	io.Reader
+	io.Writer
+}
+
+func (s *stdio) Close() error {
+	var err error
+	for _, end := range []any{s.Reader, s.Writer} {
+		if c, ok := end.(io.Closer); ok {
+			err = errors.Join(err, c.Close())
+		}
+	}
+	return err
+}
+
+// join copies both ways until the daemon has closed its side.
+func join(local io.ReadWriter, conn *net.UnixConn) error {
+	defer conn.Close()
+	go func() {
+		io.Copy(conn, local)
+		conn.CloseWrite()
+	}()
+	_, err := io.Copy(local, conn)
+	return err
+}
+
+// engineOptions are a daemon's choices; the zero value works.
+type engineOptions struct {
+	maxJobs, cores     int
+	timeout, maxSilent time.Duration
+	keepFailed         bool
+	log                io.Writer // nil: discard
+}
+
+// engine is a store with the builder and the server on it.
+type engine struct {
+	store   *disk.Store
+	builder *build.Builder
+	server  *daemon.Server
+	closing sync.Once
+}
+
+func openEngine(ctx context.Context, layout disk.Layout, o *engineOptions) (*engine, error) {
+	logger := slog.New(slog.DiscardHandler)
+	if o.log != nil {
+		logger = slog.New(slog.NewTextHandler(o.log, nil))
+	}
+	s, err := disk.Open(ctx, layout, &disk.Options{Logger: logger})
+	if err != nil {
+		return nil, err
+	}
+	b := build.New(s, &build.Options{MaxJobs: o.maxJobs, Logger: logger, Settings: build.Settings{
+		Cores: o.cores, Timeout: o.timeout, MaxSilent: o.maxSilent, KeepFailed: o.keepFailed,
+	}})
+	srv := daemon.New(s, b, &daemon.Options{Version: Version, ACL: aclFile(layout), Logger: logger})
+	return &engine{store: s, builder: b, server: srv}, nil
+}
+
+// close ends all of it, in the order of dependence.
+func (g *engine) close() error {
+	var err error
+	g.closing.Do(func() {
+		err = errors.Join(g.server.Close(), g.builder.Close(), g.store.Close())
+	})
+	return err
+}

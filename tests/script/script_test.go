@@ -1,0 +1,44 @@
+package script
+
+import (
+	"os"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"cairn/client/cli"
+	"cairn/client/config"
+	"cairn/daemon/sandbox"
+)
+
+// TestMain makes "cairn" in a script this test binary, so that scripts run what was just compiled.
+func TestMain(m *testing.M) {
+	sandbox.Init()
+	config.Init()
+	testscript.Main(m, map[string]func(){
+		"cairn": func() { os.Exit(cli.Main(os.Args[1:])) },
+	})
+}
+
+// TestScripts runs testdata/*.txtar, each in a directory of its own with a store in it.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			// Everything below --root R: sockets have short names, so R does.
+			env.Setenv("R", "r")
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exit": exit,
+			"flip": flip,
+		},
+		Condition: condition,
+	})
+}
+
+// condition "sandbox" holds where builders can run.
+func condition(cond string) (bool, error) {
+	return cond == "sandbox" && (sandbox.Available() == nil || os.Getenv("CAIRN_CI") != ""), nil
+}
