@@ -48,7 +48,7 @@ func (t *serviceType) Attr(name string) (starlark.Value, error) {
 	case "doc":
 		return starlark.String(t.typ.Doc), nil
 	}
-	return nil, nil
+	return nil, eval.NoAttribute("service type", name, t.AttrNames())
 }
 
 // AttrNames lists what Attr knows.

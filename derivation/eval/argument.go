@@ -47,8 +47,9 @@ func (s *Schema) names() []string {
 type argError struct {
 	call    string
 	keyword string // "": by position
-	index   int
-	path    []int // into a literal list or dict that is the argument
+	index   int    // counted from 0, when by position
+	slot    int    // counted from 1: where the keyword goes by position, 0: unknown
+	path    []int  // into a literal list or dict that is the argument
 	message string
 	whole   bool // about the call, not an argument
 }
@@ -184,4 +185,12 @@ func NewBuiltin(name, doc string, fields []Field, f func(t *starlark.Thread, a [
 // An empty argument means the call as a whole.
 func Wrong(call, argument, format string, args ...any) error {
 	return &argError{call: call, keyword: argument, whole: argument == "", message: fmt.Sprintf(format, args...)}
+}
+
+// NoAttribute is the error of x.name where x has no such attribute.
+func NoAttribute(typ, name string, known []string) error {
+	if near := nearest(name, known); near != "" {
+		return fmt.Errorf("%s has no .%s field or method (did you mean .%s?)", typ, name, near)
+	}
+	return starlark.NoSuchAttrError(fmt.Sprintf("%s has no .%s field or method", typ, name))
 }

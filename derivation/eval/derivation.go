@@ -43,7 +43,7 @@ func (e *treeEntry) entry() (TreeEntry, error) {
 	switch e.kind {
 	case "symlink":
 		return TreeEntry{Symlink: e.target}, nil
-	case "text":
+	case "executable":
 		return TreeEntry{Text: &e.target, Executable: e.executable}, nil
 	case "copied":
 		p, err := e.objects[0].Path()
@@ -69,10 +69,10 @@ func treeEntryBuiltins() starlark.StringDict {
 		}, func(_ *starlark.Thread, a []starlark.Value) (starlark.Value, error) {
 			return &treeEntry{kind: "symlink", target: string(a[0].(starlark.String))}, nil
 		}),
-		"text": NewBuiltin("text", "An entry of a tree: a file with this text.", []Field{
-			{Name: "contents", Type: strType, Positional: true}, executable,
+		"executable": NewBuiltin("executable", "An entry of a tree: a file with this text that may be run.", []Field{
+			{Name: "text", Type: strType, Positional: true},
 		}, func(_ *starlark.Thread, a []starlark.Value) (starlark.Value, error) {
-			return &treeEntry{kind: "text", target: string(a[0].(starlark.String)), executable: bool(a[1].(starlark.Bool))}, nil
+			return &treeEntry{kind: "executable", target: string(a[0].(starlark.String)), executable: true}, nil
 		}),
 		"copied": NewBuiltin("copied", "An entry of a tree: a copy of an object that is a file.", []Field{
 			{Name: "object", Type: object, Positional: true}, executable,
@@ -93,14 +93,14 @@ func treeEntryBuiltins() starlark.StringDict {
 
 var treeSchema = NewSchema("tree", "A folder made of texts, symlinks and other objects.", []Field{
 	{Name: "name", Type: strType, Positional: true, Doc: "The object's name."},
-	{Name: "entries", Type: &dictOf{strType, anyType}, Positional: true, Doc: "Path to text, object (a symlink to it), symlink(…), text(…), copied(…) or union(…)."},
+	{Name: "entries", Type: &dictOf{strType, anyType}, Positional: true, Doc: "Path to text, object (a symlink to it), symlink(…), executable(…), copied(…) or union(…)."},
 })
 
 func makeTree(t *starlark.Thread, a []starlark.Value) (starlark.Value, error) {
 	e, name, items := of(t), string(a[0].(starlark.String)), a[1].(*starlark.Dict).Items()
 	for i, item := range items {
 		if err := checkTreeEntry(string(item[0].(starlark.String)), item[1]); err != nil {
-			return nil, &argError{call: "tree", keyword: "entries", index: 1, path: []int{i}, message: err.Error()}
+			return nil, &argError{call: "tree", keyword: "entries", slot: 2, path: []int{i}, message: err.Error()}
 		}
 	}
 	return e.object("tree", name, UserPlace(t), func() (*ref, error) {
@@ -199,7 +199,7 @@ func makeDerivation(t *starlark.Thread, a []starlark.Value) (starlark.Value, err
 		return nil, err
 	}
 	if strings.HasSuffix(r.name, ".drv") {
-		return nil, &argError{call: "derivation", keyword: "name", message: "a name that ends in .drv is a derivation's own"}
+		return nil, &argError{call: "derivation", keyword: "name", slot: 1, message: "a name that ends in .drv is a derivation's own"}
 	}
 	return r.object("derivation")
 }

@@ -176,7 +176,10 @@ func (a *argError) position(call *syntax.CallExpr) syntax.Position {
 	if a.whole {
 		return start
 	}
-	positional := 0
+	slot := a.slot
+	if a.keyword == "" {
+		slot = a.index + 1
+	}
 	for _, x := range call.Args {
 		if name, value := keyword(x); name != "" {
 			if name == a.keyword {
@@ -184,10 +187,9 @@ func (a *argError) position(call *syntax.CallExpr) syntax.Position {
 			}
 			continue
 		}
-		if a.keyword == "" && positional == a.index {
+		if slot--; slot == 0 {
 			return element(x, x, a.path)
 		}
-		positional++
 	}
 	return start // hidden in *args or **kwargs, or left out
 }

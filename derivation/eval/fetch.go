@@ -23,11 +23,11 @@ func fetch(t *starlark.Thread, a []starlark.Value) (starlark.Value, error) {
 	e, where, name := of(t), string(a[0].(starlark.String)), string(a[2].(starlark.String))
 	u, err := url.Parse(where)
 	if err != nil || !slices.Contains([]string{"http", "https", "file"}, u.Scheme) {
-		return nil, &argError{call: "fetch", keyword: "url", message: "want a URL with http, https or file"}
+		return nil, &argError{call: "fetch", keyword: "url", slot: 1, message: "want a URL with http, https or file"}
 	}
 	hash, err := store.ParseHash(string(a[1].(starlark.String)), 0)
 	if err != nil {
-		return nil, &argError{call: "fetch", keyword: "hash", index: 1, message: err.Error()}
+		return nil, &argError{call: "fetch", keyword: "hash", slot: 2, message: err.Error()}
 	}
 	if name == "" {
 		name = path.Base(u.Path)

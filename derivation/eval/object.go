@@ -147,7 +147,7 @@ func (o *Object) Attr(name string) (starlark.Value, error) {
 		}
 		return starlark.String(drv.String()), nil
 	}
-	return nil, nil
+	return nil, NoAttribute("object", name, o.AttrNames())
 }
 
 // AttrNames lists what Attr knows.
@@ -206,7 +206,7 @@ func mentions(text, p string) bool {
 // object makes an Object that is computed later.
 func (e *Evaluation) object(kind, name string, place syntax.Position, compute func() (*ref, error)) (*Object, error) {
 	if err := store.CheckName(name); err != nil {
-		return nil, &argError{call: kind, keyword: "name", message: err.Error()}
+		return nil, &argError{call: kind, keyword: "name", slot: 1, message: err.Error()}
 	}
 	return &Object{e: e, kind: kind, name: name, place: place, compute: compute}, nil
 }

@@ -176,7 +176,7 @@ func (r *Record) Attr(name string) (starlark.Value, error) {
 	if name == "with_" {
 		return starlark.NewBuiltin("with_", r.with).BindReceiver(r), nil
 	}
-	return nil, nil
+	return nil, NoAttribute(r.Type(), name, r.AttrNames())
 }
 
 // AttrNames lists the fields and with_.
@@ -242,11 +242,11 @@ func Fields(call, argument string, d *starlark.Dict) ([]Field, error) {
 	for i, item := range d.Items() {
 		name, ok := item[0].(starlark.String)
 		if !ok || !identifier(string(name)) {
-			return nil, &argError{call: call, keyword: argument, path: []int{i}, message: "want a name, got " + describe(item[0])}
+			return nil, &argError{call: call, keyword: argument, slot: 2, path: []int{i}, message: "want a name, got " + describe(item[0])}
 		}
 		f, ok := item[1].(*fieldValue)
 		if !ok {
-			return nil, &argError{call: call, keyword: argument, path: []int{i}, message: fmt.Sprintf("%s: want field(…), got %s", string(name), describe(item[1]))}
+			return nil, &argError{call: call, keyword: argument, slot: 2, path: []int{i}, message: fmt.Sprintf("%s: want field(…), got %s", string(name), describe(item[1]))}
 		}
 		g := f.Field
 		g.Name = string(name)

@@ -1,16 +1,22 @@
 package eval
 
+import "strings"
+
 // nearest returns the candidate that a misspelt word most likely meant, or "".
 // A candidate may differ by a third of the word's length in edits, and two at most for words below nine letters.
 func nearest(word string, candidates []string) string {
 	best, limit := "", max(1, min(len(word)/3, 3))
+	folded := fold.Replace(strings.ToLower(word))
 	for _, c := range candidates {
-		if d := distance(word, c); d <= limit && c != word {
+		if d := distance(folded, fold.Replace(strings.ToLower(c))); d <= limit && c != word {
 			best, limit = c, d-1
 		}
 	}
 	return best
 }
+
+// fold drops what people leave out or write in another way.
+var fold = strings.NewReplacer("_", "", "-", "", "?", "")
 
 // distance is the number of insertions, deletions, substitutions and swaps of neighbours
 // that turn a into b, no part edited twice (optimal string alignment).

@@ -265,6 +265,9 @@ func (t typeValue) Truth() starlark.Bool  { return true }
 func (t typeValue) Hash() (uint32, error) { return starlark.String(t.t.String()).Hash() }
 func (t typeValue) String() string        { return t.t.String() }
 
+// JSONValue is the type's name.
+func (t typeValue) JSONValue() (any, error) { return t.t.String(), nil }
+
 // TypeOf returns the type that a value stands for, or false.
 func TypeOf(v starlark.Value) (Type, bool) {
 	switch v := v.(type) {
