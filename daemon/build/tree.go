@@ -17,15 +17,20 @@ import (
 //	{"<relative path>": {"symlink": "<target>"}
 //	                  | {"text": "<contents>", "executable": bool}
 //	                  | {"file": "<path in the store>", "executable": bool}    a copy; executable as the source unless said
-//	                  | {"tree": "<directory in the store>"}}                   every leaf below it becomes a link to it
+//	                  | {"tree": "<directory in the store>"}                    every leaf below it becomes a link to it
+//	                  | {"trees": ["<directory in the store>", …]}}             the same of several
 //
 // Trees may overlap with each other and with other entries as long as no two different leaves meet.
+// The path "" stands alone: the output is that text or file itself.
 func (a *attempt) makeTree(ctx context.Context, out string) error {
 	var spec map[string]treeEntry
 	dec := json.NewDecoder(strings.NewReader(a.drv.Env["tree"]))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&spec); err != nil {
 		return fmt.Errorf("variable \"tree\": %w", err)
+	}
+	if e, ok := spec[""]; ok {
+		return a.makeFile(out, e, len(spec))
 	}
 	t := &tree{a: a, leaves: map[string]treeEntry{}, dirs: map[string]string{}}
 	for _, key := range slices.Sorted(maps.Keys(spec)) {
@@ -39,13 +44,27 @@ func (a *attempt) makeTree(ctx context.Context, out string) error {
 	return t.write(ctx, out)
 }
 
+// makeFile writes an output that is one file.
+func (a *attempt) makeFile(out string, e treeEntry, entries int) error {
+	if entries != 1 || e.Text == nil && e.File == nil || e.kinds() != 1 {
+		return fmt.Errorf("entry \"\" must be a text or a file, and the only entry")
+	}
+	root, err := os.OpenRoot(path.Dir(out))
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return (&tree{a: a}).writeLeaf(root, path.Base(out), e)
+}
+
 // treeEntry is one entry of the specification.
 type treeEntry struct {
-	Symlink    *string `json:"symlink"`
-	Text       *string `json:"text"`
-	File       *string `json:"file"`
-	Tree       *string `json:"tree"`
-	Executable *bool   `json:"executable"`
+	Symlink    *string  `json:"symlink"`
+	Text       *string  `json:"text"`
+	File       *string  `json:"file"`
+	Tree       *string  `json:"tree"`
+	Trees      []string `json:"trees"`
+	Executable *bool    `json:"executable"`
 }
 
 func (e treeEntry) String() string {
@@ -71,15 +90,28 @@ type tree struct {
 	dirs   map[string]string
 }
 
-func (t *tree) add(key string, e treeEntry) error {
-	kinds := 0
+// kinds counts what the entry says it is.
+func (e treeEntry) kinds() int {
+	n := min(1, len(e.Trees))
 	for _, s := range []*string{e.Symlink, e.Text, e.File, e.Tree} {
 		if s != nil {
-			kinds++
+			n++
 		}
 	}
-	if kinds != 1 {
-		return fmt.Errorf("entry %q has %d of symlink, text, file, tree; it needs one", key, kinds)
+	return n
+}
+
+func (t *tree) add(key string, e treeEntry) error {
+	if kinds := e.kinds(); kinds != 1 {
+		return fmt.Errorf("entry %q has %d of symlink, text, file, tree, trees; it needs one", key, kinds)
+	}
+	for i := range e.Trees {
+		if err := t.add(key, treeEntry{Tree: &e.Trees[i]}); err != nil {
+			return err
+		}
+	}
+	if len(e.Trees) > 0 {
+		return nil
 	}
 	if e.Tree != nil {
 		if key != "." {
