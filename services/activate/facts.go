@@ -58,8 +58,10 @@ func (e *Engine) facts(ctx context.Context, current, wanted *system.Manifest, st
 func (e *Engine) unitFacts(ctx context.Context, f *Facts, manifests ...*system.Manifest) error {
 	var names []string
 	for _, m := range manifests {
-		if m == nil {
-			continue
+		for _, file := range m.Etc {
+			if unit := dropInUnit("/etc/" + file.Path); unit != "" {
+				names = append(names, unit)
+			}
 		}
 		for i := range m.Units {
 			u := &m.Units[i]

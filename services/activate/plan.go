@@ -3,6 +3,7 @@ package activate
 import (
 	"encoding/json"
 	"fmt"
+	"path"
 	"slices"
 	"sort"
 	"strings"
@@ -113,6 +114,7 @@ func (p *Plan) planUnits(in Input) {
 			p.planRemoved(in, c)
 		}
 	}
+	p.planDropIns(in)
 	p.planSockets(in)
 	p.planPorts(in)
 	sort.SliceStable(p.Units, func(i, j int) bool { return p.Units[i].Name < p.Units[j].Name })
@@ -249,6 +251,33 @@ func (p *Plan) planRemoved(in Input, c *system.Unit) {
 		}
 		p.Units = append(p.Units, UnitChange{Name: name, Action: "stop", Active: st.running(), StopFirst: true, Reason: "no longer wanted"})
 	}
+}
+
+// planDropIns restarts a running unit, ours or the host's, when a file in its UNIT.d directory changes.
+func (p *Plan) planDropIns(in Input) {
+	for _, f := range p.Files {
+		unit := dropInUnit(f.Path)
+		if unit == "" || f.Action == "keep" || f.To.Kind == "directory" || f.From.Kind == "directory" || !in.Facts.Units[unit].running() {
+			continue
+		}
+		change := UnitChange{Name: unit, Action: "restart", Active: true, Reason: "its drop-in " + path.Base(f.Path) + " changed"}
+		i := slices.IndexFunc(p.Units, func(u UnitChange) bool { return u.Name == unit })
+		if i < 0 {
+			p.Units = append(p.Units, change)
+		} else if a := p.Units[i].Action; a == "keep" || a == "reload" {
+			p.Units[i] = change
+		}
+	}
+}
+
+// dropInUnit returns the unit that a path below /etc/systemd/system/UNIT.d/ belongs to.
+func dropInUnit(name string) string {
+	dir, ok := strings.CutPrefix(path.Dir(name), unitDir+"/")
+	unit, ok2 := strings.CutSuffix(dir, ".d")
+	if !ok || !ok2 || strings.Contains(unit, "/") || !strings.Contains(unit, ".") {
+		return ""
+	}
+	return unit
 }
 
 // planSockets stops the service of a socket that must be made anew: systemd refuses to start

@@ -123,7 +123,7 @@ func (e *Engine) change(ctx context.Context, opts *SwitchOptions, find func() (g
 		return r, err
 	case opts.DryRun:
 		return r, nil
-	case p.Empty() && (g.generation == 0 || g.generation == r.Generation):
+	case p.Empty() && e.isCurrent(g):
 		r.Outcome = "unchanged"
 		return r, nil
 	}
@@ -163,6 +163,15 @@ func (e *Engine) plan(ctx context.Context, sys string) (*Plan, error) {
 	p := NewPlan(Input{System: sys, Current: current, Wanted: wanted, State: state, Claims: cs, Facts: f})
 	e.preflight(ctx, p, current, wanted, f)
 	return p, nil
+}
+
+// isCurrent reports whether the profile points to the goal already.
+func (e *Engine) isCurrent(g goal) bool {
+	current, err := e.profile().Current()
+	if err != nil {
+		return g.system == "" && errors.Is(err, profile.ErrNoGeneration)
+	}
+	return current.Path == g.system && (g.generation == 0 || g.generation == current.Number)
 }
 
 func (e *Engine) currentGeneration() int {
