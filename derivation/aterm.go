@@ -140,8 +140,8 @@ func escape(b []byte, s string) []byte {
 
 // Parse parses the text of a ".drv" file of a derivation called name. It accepts canonical texts only.
 func Parse(name string, dir store.Dir, data []byte) (*Derivation, error) {
-	if err := store.CheckName(name + ".drv"); err != nil {
-		return nil, fmt.Errorf("parse derivation %q: %w", name, err)
+	if err := checkName(name); err != nil {
+		return nil, err
 	}
 	if bytes.HasPrefix(data, []byte("DrvWithVersion(")) {
 		return nil, fmt.Errorf("parse derivation %s: dynamic derivations are not supported: %w", name, ErrFormat)
@@ -162,6 +162,17 @@ func Parse(name string, dir store.Dir, data []byte) (*Derivation, error) {
 		return nil, fmt.Errorf("parse derivation %s: byte %d is not how it is written: %w", name, at, ErrFormat)
 	}
 	return d, nil
+}
+
+// checkName checks the name of a derivation, which has no file of an empty name.
+func checkName(name string) error {
+	if name == "" {
+		return fmt.Errorf("parse derivation: name is empty: %w", ErrFormat)
+	}
+	if err := store.CheckName(name + ".drv"); err != nil {
+		return fmt.Errorf("parse derivation %q: %w", name, err)
+	}
+	return nil
 }
 
 // difference returns the first place where two texts differ, or -1.
