@@ -14,7 +14,7 @@ import (
 
 // fewEntries is how many files and directories are flushed one by one; a tree or a group of additions
 // with more is flushed with its whole file system.
-const fewEntries = 64
+const fewEntries = 4
 
 // epoch is the time of everything in the store: one second after the epoch.
 var epoch = []unix.Timespec{{Sec: 1}, {Sec: 1}}
