@@ -360,6 +360,13 @@ func (f *fields) text(max int) (s string) {
 	return s
 }
 
+func (f *fields) any() (n uint64) {
+	if f.err == nil {
+		n, f.err = f.in.Uint64()
+	}
+	return n
+}
+
 func (f *fields) number() (n uint64) {
 	if f.err == nil {
 		n, f.err = f.in.Int(math.MaxInt64)

@@ -113,11 +113,8 @@ func ReadExport(r io.Reader, dir store.Dir, fn func(info *store.Info, nar io.Rea
 	in := wire.NewReader(r)
 	for n := 0; ; n++ {
 		more, err := in.Bool()
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
 		if err != nil {
-			return fmt.Errorf("read export stream: object %d: %w", n+1, err)
+			return fmt.Errorf("read export stream: object %d: %w", n+1, unexpected(err))
 		}
 		if !more {
 			return nil
@@ -136,9 +133,6 @@ func readExported(in *wire.Reader, dir store.Dir, fn func(*store.Info, io.Reader
 		return err
 	}
 	info, err := readDescription(in, dir)
-	if err == io.EOF {
-		return io.ErrUnexpectedEOF
-	}
 	if err != nil {
 		return err
 	}
@@ -152,20 +146,27 @@ func readExported(in *wire.Reader, dir store.Dir, fn func(*store.Info, io.Reader
 
 // readDescription reads what follows an archive.
 func readDescription(in *wire.Reader, dir store.Dir) (*store.Info, error) {
-	magic, err := in.Uint64()
-	if err != nil {
-		return nil, err
-	}
-	if magic != exportMagic {
+	f := fields{in: in}
+	if magic := f.any(); f.err == nil && magic != exportMagic {
 		return nil, fmt.Errorf("found %#x after an archive, want %#x: %w", magic, exportMagic, ErrCorrupt)
 	}
-	info := &store.Info{}
-	if info.Path, err = readPath(in, dir); err != nil {
-		return nil, err
+	path, refs, deriver := f.text(maxPathLen), f.list(maxReferences, maxPathLen), f.text(maxPathLen)
+	if signed := f.number(); signed == 1 {
+		f.text(maxPathLen)
+	} else if f.err == nil && signed != 0 {
+		return nil, fmt.Errorf("found %d after an object, want 0 or 1: %w", signed, ErrCorrupt)
 	}
-	refs, err := in.Strings(maxReferences, maxPathLen)
-	if err != nil {
-		return nil, fmt.Errorf("%s: references: %w", info.Path, err)
+	if f.err != nil {
+		return nil, unexpected(f.err)
+	}
+	return parseDescription(dir, path, refs, deriver)
+}
+
+func parseDescription(dir store.Dir, path string, refs []string, deriver string) (*store.Info, error) {
+	info := &store.Info{}
+	var err error
+	if info.Path, err = dir.ParsePath(path); err != nil {
+		return nil, err
 	}
 	for _, s := range refs {
 		ref, err := dir.ParsePath(s)
@@ -175,28 +176,13 @@ func readDescription(in *wire.Reader, dir store.Dir) (*store.Info, error) {
 		info.References = append(info.References, ref)
 	}
 	info.References = store.SortPaths(info.References)
-	deriver, err := in.String(maxPathLen)
-	if err != nil {
-		return nil, err
+	if deriver == "" {
+		return info, nil
 	}
-	if deriver != "" {
-		if info.Deriver, err = dir.ParsePath(deriver); err != nil {
-			return nil, fmt.Errorf("%s: deriver: %w", info.Path, err)
-		}
+	if info.Deriver, err = dir.ParsePath(deriver); err != nil {
+		return nil, fmt.Errorf("%s: deriver: %w", info.Path, err)
 	}
-	signed, err := in.Bool()
-	if err == nil && signed {
-		_, err = in.Bytes(maxPathLen)
-	}
-	return info, err
-}
-
-func readPath(in *wire.Reader, dir store.Dir) (store.Path, error) {
-	s, err := in.String(maxPathLen)
-	if err != nil {
-		return store.Path{}, err
-	}
-	return dir.ParsePath(s)
+	return info, nil
 }
 
 // spool keeps bytes: the first ones in memory, all of them in a nameless file when there are many.
