@@ -3,6 +3,7 @@ package eval
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"go.starlark.net/resolve"
@@ -96,7 +97,7 @@ func (e *Evaluation) placed(outer error, inner *starlark.EvalError) *Error {
 	if f := e.failed.Load(); f != nil {
 		out.Message, out.Limit, out.cause = f.err.Error(), errors.Is(f.err, ErrLimit), f.err
 	}
-	out.Message = prefix(outer, inner) + out.Message
+	out.Message = prefix(outer, inner) + out.Message + e.hidden(inner.Msg)
 	if len(trace) == 0 {
 		return out
 	}
@@ -108,6 +109,17 @@ func (e *Evaluation) placed(outer error, inner *starlark.EvalError) *Error {
 	}
 	out.preferUser(trace)
 	return out
+}
+
+var beforeAssignment = regexp.MustCompile(`^global variable (\w+) referenced before assignment$`)
+
+// hidden explains the error of a file that assigns a name of the language which it also wants to use.
+func (e *Evaluation) hidden(message string) string {
+	m := beforeAssignment.FindStringSubmatch(message)
+	if m == nil || !e.names.Has(m[1]) {
+		return ""
+	}
+	return fmt.Sprintf(" (%s is a name of the language, which this file hides by assigning to it; choose another name)", m[1])
 }
 
 const builtinFile = "<builtin>"
