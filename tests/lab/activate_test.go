@@ -788,3 +788,86 @@ func (h *target) eventually(ok func() bool) {
 	}
 	h.t.Errorf("did not come about in 20 s")
 }
+
+// TestActivateKinds covers timers, sockets, templates, drop-ins, masks, ports that change hands, and accounts.
+func TestActivateKinds(t *testing.T) {
+	h := newTarget(t)
+	h.enter("ln", "-sf", "/dev/null", "/etc/systemd/system/nginx.service")
+	h.enter("systemctl", "daemon-reload")
+	original := h.fingerprint()
+	unit := func(name, text string) system.Unit { return system.Unit{Name: name, Text: text, Start: true} }
+	describe := func(calendar, listen, argument, left, right, shell string, groups ...string) func(w *world) {
+		return func(w *world) {
+			h.sshd(w, "")
+			nginx(w, 8080, "one")
+			id := 4242
+			w.spec.Groups = []system.Group{{Name: "shared", GID: &id}}
+			w.spec.Users = []system.User{
+				{Name: "daemon2", System: true, Group: "shared", Home: "/var/empty", Shell: shell},
+				{Name: "carol", Shell: shell, Groups: groups, Comment: "Carol"},
+			}
+			timer := unit("tick.timer", "[Timer]\nOnCalendar="+calendar+"\n")
+			timer.WantedBy = []string{"timers.target"}
+			socket := unit("echo.socket", "[Socket]\nListenStream="+listen+"\nAccept=yes\n")
+			socket.WantedBy = []string{"sockets.target"}
+			w.spec.Units = append(w.spec.Units, timer, unit("tick.service", "[Service]\nType=oneshot\nExecStart=/bin/true\n"),
+				socket, unit("echo@.service", "[Service]\nExecStart=-/bin/cat\nStandardInput=socket\n"),
+				unit("worker@.service", "[Service]\nExecStart=/bin/sleep "+argument+"\n"),
+				unit("left.service", "[Service]\nExecStart=/usr/bin/rsync --daemon --no-detach --config=/dev/null --port="+left+"\n"),
+				unit("right.service", "[Service]\nExecStart=/usr/bin/rsync --daemon --no-detach --config=/dev/null --port="+right+"\n"))
+			for name, port := range map[string]string{"left.service": left, "right.service": right, "echo.socket": listen} {
+				n, _ := strconv.Atoi(port)
+				w.spec.Ports = append(w.spec.Ports, system.Port{Number: n, Unit: name})
+			}
+			w.spec.Etc = append(w.spec.Etc, system.EtcFile{Path: "systemd/system/systemd-resolved.service.d/lab.conf", Source: w.file("drop-in", "[Service]\nEnvironment=LAB="+argument+"\n")})
+		}
+	}
+	one := h.build(describe("daily", "9001", "1001", "9101", "9102", "/bin/bash", "sudo"))
+	resolved := h.pid("systemd-resolved.service")
+	h.do("switched", "switch", one)
+	if got := h.enter("systemctl", "is-active", "tick.timer", "echo.socket", "left.service", "right.service"); got != "active\nactive\nactive\nactive" {
+		t.Errorf("units are %q", got)
+	}
+	if h.active("tick.service") == "active" || h.pid("systemd-resolved.service") == resolved {
+		t.Error("the timer's service ran, or the drop-in did not restart its unit")
+	}
+	if got := h.enter("id", "-gn", "daemon2"); got != "shared" {
+		t.Errorf("group of daemon2 is %s", got)
+	}
+	h.enter("systemctl", "start", "worker@a.service")
+	worker := h.pid("worker@a.service")
+	h.do("unchanged", "switch", one)
+
+	before := h.fingerprint()
+	two := h.build(describe("weekly", "9002", "1002", "9102", "9101", "/bin/sh"))
+	r := h.do("switched", "switch", two)
+	h.actions(r, map[string]string{"tick.timer": "restart", "echo.socket": "restart", "worker@a.service": "restart", "left.service": "restart", "nginx.service": "keep", "ssh.service": "keep", "tick.service": "keep"})
+	if h.pid("worker@a.service") == worker {
+		t.Error("an instance was not restarted")
+	}
+	if got := h.enter("systemctl", "is-active", "tick.timer", "echo.socket", "left.service", "right.service"); got != "active\nactive\nactive\nactive" {
+		t.Errorf("units are %q", got)
+	}
+	if got := h.enter("getent", "passwd", "carol"); !strings.HasSuffix(got, ":Carol:/home/carol:/bin/sh") {
+		t.Errorf("carol: %s", got)
+	}
+	if got := h.enter("id", "-nG", "carol"); got != "carol" {
+		t.Errorf("groups of carol: %s", got)
+	}
+
+	h.do("switched", "roll-back")
+	h.same("roll back", before)
+
+	h.fails("undone", "never", "switch", h.build(func(w *world) {
+		describe("weekly", "9002", "1002", "9102", "9101", "/bin/sh")(w)
+		w.spec.Health = append(w.spec.Health, system.Health{Name: "never", Kind: "command", Argv: []string{"/bin/false"}, TimeoutSeconds: 1})
+	}))
+	h.same("failed", before)
+
+	h.do("switched", "generation", "0")
+	for _, line := range strings.Split(different(original, h.fingerprint()), "\n") {
+		if f := strings.Fields(line); len(f) > 1 && !strings.Contains("./passwd ./shadow ./group ./gshadow ./subuid ./subgid", f[1]) {
+			t.Errorf("differs from before the first system: %s", line)
+		}
+	}
+}
