@@ -98,7 +98,11 @@ func (d *deployment) conclude(s *SwitchReply, why error) {
 	case "unchanged":
 		r.Status = Unchanged
 	case "undone":
-		r.fail(RolledBack, errors.New(reason))
+		err := errors.New(reason)
+		if strings.Contains(s.Reason, "not confirmed") {
+			err = hinted(err, "the new system did not let us in again; look at its network, firewall and sshd")
+		}
+		r.fail(RolledBack, err)
 	case "refused":
 		r.fail(Refused, errors.New(reason))
 	default:

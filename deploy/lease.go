@@ -15,7 +15,7 @@ import (
 )
 
 // leaseTime is how long a lease holds without a sign of life from its agent.
-const leaseTime = 90 * time.Second
+const leaseTime = 30 * time.Second
 
 // Lease says who deploys to this machine. It is a file in the journal directory, changed under a lock beside it;
 // its owner is whoever knows the token. The agent renews it while it lives, so that a lease whose

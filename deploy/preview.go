@@ -29,6 +29,21 @@ type Preview struct {
 	Changes []string `json:"changes,omitempty"` // for people, one per line
 }
 
+// String prints the preview, indented, a line for each thing.
+func (p *Preview) String() string {
+	var b strings.Builder
+	if p.Bring {
+		b.WriteString("  bring    cairn itself, and set up its daemon\n")
+	}
+	if p.Missing > 0 {
+		fmt.Fprintf(&b, "  send     %d of %d objects, %d KB unpacked\n", p.Missing, p.Total, (p.Bytes+1023)>>10)
+	}
+	for _, c := range p.Changes {
+		fmt.Fprintf(&b, "  change   %s\n", c)
+	}
+	return b.String()
+}
+
 // preview fills the result of a dry run.
 func (d *deployment) preview(ctx context.Context) error {
 	d.tell("connect", "connecting to %s", d.Environment)
