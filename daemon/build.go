@@ -57,13 +57,31 @@ func (x *session) buildAll(ctx context.Context, q buildRequest) ([]*protocol.Bui
 		return nil, err
 	}
 	for _, r := range results {
-		for _, o := range r.Outputs {
-			if err := x.hold(o.OutPath); err != nil {
-				return nil, err
-			}
+		if err := x.settle(ctx, r); err != nil {
+			return nil, err
 		}
 	}
 	return results, nil
+}
+
+// settle keeps what a build has made. Nix's clients with CA derivations ask for realisations of outputs of every kind,
+// also of those whose derivation says the path, so for them these are recorded, too.
+func (x *session) settle(ctx context.Context, r *protocol.BuildResult) error {
+	for _, o := range r.Outputs {
+		if err := x.hold(o.OutPath); err != nil {
+			return err
+		}
+		if x.d.Has(protocol.FeatureCairn) || x.d.Version < protocol.Minor(27) || o.ID.Drv.IsZero() {
+			continue
+		}
+		if known, err := x.server.store.Realisation(o.ID); err == nil && known.OutPath == o.OutPath {
+			continue
+		}
+		if err := x.server.store.AddRealisation(ctx, &o); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // holdTarget keeps a target, and its outputs as far as their paths are known, before they are built.
@@ -168,10 +186,8 @@ func (x *session) buildDerivation(ctx context.Context, q basicBuild) (reply, err
 	obs := x.observe()
 	defer obs.end()
 	r := x.builder().BuildDerivation(ctx, q.path, q.drv, mode, obs)
-	for _, o := range r.Outputs {
-		if err := x.hold(o.OutPath); err != nil {
-			return nil, err
-		}
+	if err := x.settle(ctx, r); err != nil {
+		return nil, err
 	}
 	return func(e *protocol.Encoder) error {
 		e.BuildResult(r)
