@@ -1,6 +1,7 @@
 package config
 
 import (
+	"encoding/binary"
 	"fmt"
 	"slices"
 
@@ -21,6 +22,10 @@ type serviceType struct {
 	extends []*serviceType
 	compose starlark.Callable // nil: join lists
 	extend  starlark.Callable // nil: cannot be extended
+
+	standard *eval.Record              // made by byDefault
+	numbers  map[starlark.Value]uint32 // of contributions
+	extended map[extension]*eval.Record
 }
 
 var _ starlark.Callable = (*serviceType)(nil)
@@ -169,6 +174,9 @@ func makeServiceType(thread *starlark.Thread, a []starlark.Value) (starlark.Valu
 		typ:    &services.Type{Name: name, Doc: doc, Place: place.String()},
 		thread: thread,
 		place:  place,
+
+		numbers:  map[starlark.Value]uint32{},
+		extended: map[extension]*eval.Record{},
 	}
 	t.compose, _ = a[5].(starlark.Callable)
 	t.extend, _ = a[6].(starlark.Callable)
@@ -232,11 +240,76 @@ func (t *serviceType) call(f starlark.Callable, place syntax.Position, args ...s
 	return v, nil
 }
 
+// contributed is what others contribute to a service, before it is composed.
+type contributed struct {
+	list []starlark.Value
+	key  string // the same for the same values; "" when that cannot be told
+}
+
+// composeAll only collects: composing is left to extendOwn, which may know the result already.
 func (t *serviceType) composeAll(contributions []any) (any, error) {
-	list := make([]starlark.Value, len(contributions))
-	for i, c := range contributions {
-		list[i] = c.(starlark.Value)
+	c := contributed{list: make([]starlark.Value, len(contributions))}
+	key := make([]byte, 0, 4*len(contributions))
+	for i, x := range contributions {
+		v := x.(starlark.Value)
+		c.list[i] = v
+		id, ok := t.identity(v)
+		if !ok {
+			return c, nil
+		}
+		key = binary.LittleEndian.AppendUint32(key, id)
 	}
+	c.key = string(key)
+	if len(key) == 0 {
+		c.key = "none"
+	}
+	return c, nil
+}
+
+// identity numbers the values that have come by; it tells apart only values that are compared by identity.
+func (t *serviceType) identity(v starlark.Value) (uint32, bool) {
+	switch v.(type) {
+	case *starlark.List, *starlark.Dict, *eval.Record:
+	default:
+		return 0, false
+	}
+	id, ok := t.numbers[v]
+	if !ok {
+		id = uint32(len(t.numbers))
+		t.numbers[v] = id
+	}
+	return id, true
+}
+
+// extension is an own value and what is contributed to it.
+type extension struct {
+	own *eval.Record
+	key string
+}
+
+// extendOwn composes and extends. Services that many systems share are extended once for all of them.
+func (t *serviceType) extendOwn(own, composed any) (any, error) {
+	config, more := own.(*eval.Record), composed.(contributed)
+	x := extension{config, more.key}
+	if r := t.extended[x]; r != nil && more.key != "" {
+		return r, nil
+	}
+	v, err := t.composed(more.list)
+	if err != nil {
+		return nil, err
+	}
+	if v, err = t.call(t.extend, config.Place(), config, v); err != nil {
+		return nil, err
+	}
+	r, ok := v.(*eval.Record)
+	if !ok || r.RecordType() != t.record {
+		return nil, fmt.Errorf("service type %s: extend returned %s, want the configuration it was given, changed", t.typ.Name, v.Type())
+	}
+	t.extended[x] = r
+	return r, nil
+}
+
+func (t *serviceType) composed(list []starlark.Value) (starlark.Value, error) {
 	if t.compose != nil {
 		return t.call(t.compose, t.place, starlark.NewList(list))
 	}
@@ -255,25 +328,17 @@ func (t *serviceType) composeAll(contributions []any) (any, error) {
 	return all, nil
 }
 
-func (t *serviceType) extendOwn(own, composed any) (any, error) {
-	config := own.(*eval.Record)
-	v, err := t.call(t.extend, config.Place(), config, composed.(starlark.Value))
-	if err != nil {
-		return nil, err
-	}
-	r, ok := v.(*eval.Record)
-	if !ok || r.RecordType() != t.record {
-		return nil, fmt.Errorf("service type %s: extend returned %s, want the configuration it was given, changed", t.typ.Name, v.Type())
-	}
-	return r, nil
-}
-
+// byDefault returns the configuration without any field given, always the same.
 func (t *serviceType) byDefault() (any, error) {
+	if t.standard != nil {
+		return t.standard, nil
+	}
 	vals, err := t.record.Bind(nil, nil)
 	if err != nil {
 		return nil, err
 	}
-	return t.record.New(t.thread, vals)
+	t.standard, err = t.record.New(t.thread, vals)
+	return t.standard, err
 }
 
 // fold computes the value of the root's service.
