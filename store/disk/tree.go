@@ -161,6 +161,9 @@ func canonicaliseAt(at int, name string) error {
 		if err := canonicaliseEntries(at, name); err != nil {
 			return err
 		}
+		if os.Geteuid() != 0 {
+			st.Mode = unix.S_IFDIR | 0o755 // canonicaliseEntries had to open it
+		}
 		if err := chmodAt(at, name, &st, 0o555); err != nil {
 			return err
 		}
