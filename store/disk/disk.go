@@ -372,8 +372,8 @@ func (s *Store) temp() string {
 // TempDir makes a directory below the store directory, so that what is built in it can be renamed into
 // place. The caller removes it; a restart does, too.
 func (s *Store) TempDir() (string, error) {
-	if err := s.Room(); err != nil {
-		return "", err
+	if err := s.room(buildRoom); err != nil {
+		return "", fmt.Errorf("make temporary directory: %w", err)
 	}
 	dir := s.temp()
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -392,15 +392,17 @@ func (s *Store) Dir() store.Dir { return s.layout.Dir }
 func (s *Store) RealPath(p store.Path) string { return s.layout.RealPath(p) }
 
 // Room reports with ErrNoSpace whether the store or its database is too full for new work.
-func (s *Store) Room() error {
-	if err := s.db.Room(); err != nil {
+func (s *Store) Room() error { return s.room(0) }
+
+func (s *Store) room(bytes int64) error {
+	if err := s.db.Room(bytes); err != nil {
 		return err
 	}
 	free, err := meta.FreeSpace(s.layout.RealDir)
 	if err != nil {
 		return err
 	}
-	if free < minFree {
+	if free < minFree+bytes {
 		return fmt.Errorf("%w: %s has %d MiB free; collect garbage or make room", ErrNoSpace, s.layout.RealDir, free>>20)
 	}
 	return nil
@@ -408,6 +410,9 @@ func (s *Store) Room() error {
 
 // minFree is the free space that the store directory's file system must have, when it is not the database's.
 const minFree = 4 << 20
+
+// buildRoom is how much more must be free for something new of unknown size to begin.
+const buildRoom = 16 << 20
 
 // noSpace makes an error of a full disk or quota ErrNoSpace.
 func noSpace(err error) error {

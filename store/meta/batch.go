@@ -179,7 +179,7 @@ func (d *DB) run() {
 
 // commitGroup commits requests together; those that add are refused first when space is short.
 func (d *DB) commitGroup(group []*request) {
-	full := d.Room()
+	full := d.Room(0)
 	kept := group[:0]
 	for _, r := range group {
 		if r.batch.adds && full != nil {

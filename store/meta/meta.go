@@ -31,8 +31,9 @@
 //     synced transaction: a single goroutine commits (Badger itself does one msync per transaction).
 //   - A batch above MaxBatch bytes is refused; whoever has more splits it in the order above.
 //   - Badger writes through memory maps, so that a full disk kills the process with SIGBUS. Hence no
-//     batch is tried below the reserve of free space (ErrNoSpace), batches that only make room may use the
-//     reserve, and a ballast file is given up when even that is gone; it comes back when there is room.
+//     batch is tried below the reserve of free space (ErrNoSpace), batches that only delete may use the
+//     reserve, a ballast file is given up when even that is gone and comes back when there is room, and
+//     nothing is opened or closed without room for the tables that Badger writes then.
 //   - One process. The directory is locked.
 //
 // Values stay below Badger's value threshold; the value log holds nothing and needs no collection.
@@ -88,7 +89,7 @@ type Options struct {
 	// Reserve is the free space below which nothing is added; default 64 MiB and
 	// as much as a compaction may need. Smaller values risk death by SIGBUS on a full disk.
 	Reserve int64
-	// Ballast is the size of the file given up when the disk is full; default 16 MiB, negative: none.
+	// Ballast is the size of the file given up when the disk is full; default a memtable and 8 MiB, negative: none.
 	Ballast int64
 }
 
@@ -150,7 +151,7 @@ func withDefaults(opts *Options) Options {
 		o.Reserve = 64 << 20
 	}
 	if o.Ballast == 0 {
-		o.Ballast = 16 << 20
+		o.Ballast = o.MemTableSize + 8<<20
 	}
 	return o
 }
@@ -232,7 +233,8 @@ func (d *DB) writeSettings() error {
 
 func settingKey(name string) []byte { return append([]byte{tableSettings}, name...) }
 
-// Close commits what waits and closes the database.
+// Close commits what waits and closes the database. On a disk without any room, it is left open until the
+// process ends, which loses nothing: what was committed is in the journal.
 func (d *DB) Close() error {
 	var err error
 	d.once.Do(func() {
@@ -241,7 +243,9 @@ func (d *DB) Close() error {
 		close(d.requests)
 		d.mu.Unlock()
 		<-d.done
-		err = d.badger.Close()
+		if err = d.roomToClose(); err == nil {
+			err = d.badger.Close()
+		}
 	})
 	if err != nil {
 		return fmt.Errorf("close database %s: %w", d.dir, err)

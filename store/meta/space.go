@@ -10,12 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// minOpen is the free space that opening and making room may use up.
-const minOpen = 4 << 20
+// minRoom is the free space with which something that makes room may begin.
+const minRoom = 4 << 20
 
-// Room reports with ErrNoSpace whether the database's file system is too full to add anything.
-func (d *DB) Room() error {
-	return d.roomFor(d.reserve())
+// Room reports with ErrNoSpace whether the database's file system is too full to add so many bytes.
+func (d *DB) Room(bytes int64) error {
+	return d.roomFor(d.reserve() + bytes)
 }
 
 // reserve is the free space that must stay: the configured part, and what a compaction may write
@@ -31,7 +31,7 @@ func (d *DB) roomFor(need int64) error {
 		return err
 	}
 	if free < need {
-		return fmt.Errorf("%w: %s has %d MiB free, the database keeps %d MiB; collect garbage or make room", ErrNoSpace, d.dir, free>>20, need>>20)
+		return fmt.Errorf("%w: %s has %d MiB free, the database needs %d MiB; collect garbage or make room", ErrNoSpace, d.dir, free>>20, (need+1<<20-1)>>20)
 	}
 	return nil
 }
@@ -56,22 +56,46 @@ func FreeSpace(path string) (int64, error) {
 	return int64(st.Bavail) * st.Bsize, nil
 }
 
-// roomToOpen gives up the ballast when Badger could not even open without it.
+// written returns the bytes that the memtable files hold on disk: what Badger will write again as a table
+// when it opens, closes, or changes to a new memtable.
+func (d *DB) written() int64 {
+	names, _ := filepath.Glob(filepath.Join(d.dir, "*.mem"))
+	var sum int64
+	for _, name := range names {
+		var st unix.Stat_t
+		if unix.Stat(name, &st) == nil {
+			sum += st.Blocks * 512
+		}
+	}
+	return sum
+}
+
+// roomToOpen gives up the ballast when Badger might not get through its opening without it.
 func (d *DB) roomToOpen() error {
-	if d.roomFor(d.opts.Reserve/2) == nil {
+	if d.roomFor(d.opts.Reserve) == nil {
 		return nil
 	}
-	d.dropBallast()
-	return d.roomFor(minOpen)
+	return d.makeRoom(d.written() + minRoom)
 }
+
+// roomToClose is for the table that Badger writes when it closes.
+func (d *DB) roomToClose() error { return d.makeRoom(d.written() + minRoom/4) }
 
 // roomToShrink is for batches that only delete: they may use the reserve and then the ballast.
 func (d *DB) roomToShrink() error {
-	if d.roomFor(minOpen) == nil {
+	if w := d.written(); w > d.opts.MemTableSize*3/4 {
+		return d.makeRoom(w + minRoom)
+	}
+	return d.makeRoom(minRoom / 4)
+}
+
+// makeRoom checks that so much space is free, and gives up the ballast when it is not.
+func (d *DB) makeRoom(need int64) error {
+	if d.roomFor(need) == nil {
 		return nil
 	}
 	d.dropBallast()
-	return d.roomFor(minOpen / 4)
+	return d.roomFor(need)
 }
 
 func (d *DB) ballastFile() string { return filepath.Join(d.dir, "ballast") }
