@@ -1,0 +1,551 @@
+package build_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"cairn/daemon/build"
+	"cairn/daemon/protocol"
+	"cairn/derivation"
+	"cairn/store"
+)
+
+// TestKinds builds a graph of every kind of derivation.
+func TestKinds(t *testing.T) {
+	r := newRig(t, nil)
+	text := r.addText("input.txt", "input\n")
+	fixed := r.add(drv{name: "fixed", script: "echo hello > $out", hash: "sha256-WJG1tSLV3whtD/CxEPvZ0hu0/HFjrzTQgoai6Eb2vgM=", method: store.Flat})
+	leaf := r.add(drv{name: "leaf", script: "mkdir $out; cat @text@ @fixed@ > $out/file; echo @text@ > $out/ref; ln -s @text@ $out/link",
+		inputs: map[string]store.Path{"text": text, "fixed": fixed}})
+	floating := r.add(drv{name: "floating", kind: derivation.Floating, script: "mkdir $out; echo @leaf@ $out > $out/self", inputs: map[string]store.Path{"leaf": leaf}})
+	deferred := r.add(drv{name: "deferred", script: "echo @floating@ > $out", inputs: map[string]store.Path{"floating": floating}})
+	var rec recorder
+	list, err := r.build.Build(t.Context(), all(deferred), build.Normal, &rec)
+	if err != nil || list[0].Status != protocol.Built {
+		t.Fatalf("%v %v", err, list)
+	}
+	out := list[0].Outputs["out"].OutPath
+	ca := r.realise(floating)
+	if got := r.read(out); got != ca.String()+"\n" {
+		t.Errorf("deferred has %q, want %s", got, ca)
+	}
+	if got, want := r.read(ca, "self"), r.realise(leaf).String()+" "+ca.String()+"\n"; got != want {
+		t.Errorf("floating has %q, want %q", got, want)
+	}
+	refs, _ := r.store.References(r.realise(leaf))
+	if len(refs) != 1 || refs[0] != text {
+		t.Errorf("references of leaf are %v", refs)
+	}
+	info, err := r.store.Info(t.Context(), ca)
+	if err != nil || !info.SelfReferences() || info.CheckContentAddress() != nil {
+		t.Errorf("%+v, %v, %v", info, err, info.CheckContentAddress())
+	}
+	if started, stopped := rec.count(build.Started), rec.count(build.Stopped); started != 4 || stopped != 4+0 && stopped != 6 {
+		t.Errorf("%d builds started, %d stopped", started, stopped)
+	}
+	for _, d := range []store.Path{fixed, leaf, floating, deferred} {
+		res := r.result(d)
+		if res.Status != protocol.AlreadyValid {
+			t.Errorf("second build of %s: %v", d, res.Status)
+		}
+		m, err := r.build.OutputMap(d)
+		if err != nil || m["out"] != res.Outputs["out"].OutPath {
+			t.Errorf("output map of %s is %v, %v", d, m, err)
+		}
+	}
+	if m, err := r.store.Outputs(floating); err != nil || m["out"] != ca {
+		t.Errorf("the store knows %v as outputs of floating, %v", m, err)
+	}
+}
+
+// TestCutOff changes a derivation in a way that does not change its output: what depends on it is not built again.
+func TestCutOff(t *testing.T) {
+	r := newRig(t, nil)
+	graph := func(comment string) (store.Path, store.Path) {
+		base := r.add(drv{name: "base", kind: derivation.Floating, script: "echo same > $out # " + comment})
+		top := r.add(drv{name: "top", kind: derivation.Floating, script: "cat @base@ > $out; date +%N%s >> $out", inputs: map[string]store.Path{"base": base}})
+		return base, top
+	}
+	base1, top1 := graph("one")
+	first := r.realise(top1)
+	base2, top2 := graph("two")
+	if base1 == base2 || top1 == top2 {
+		t.Fatal("the derivations are the same")
+	}
+	var rec recorder
+	list, err := r.build.Build(t.Context(), all(top2), build.Normal, &rec)
+	if err != nil || list[0].Status != protocol.ResolvesToAlreadyValid || list[0].Outputs["out"].OutPath != first {
+		t.Fatalf("%v %+v, want %s", err, list[0], first)
+	}
+	if n := rec.count(build.Started); n != 1 {
+		t.Errorf("%d builders ran, want only that of the base", n)
+	}
+	if again := r.result(top2); again.Status != protocol.AlreadyValid {
+		t.Errorf("third time: %v", again.Status)
+	}
+}
+
+// TestSharedBuild lets two requests wait for one build, and one leave.
+func TestSharedBuild(t *testing.T) {
+	r := newRig(t, nil)
+	d := r.add(drv{name: "slow", script: "echo started; sleep 1; date +%N > $out"})
+	var one, two recorder
+	ctx, cancel := context.WithCancelCause(t.Context())
+	var wg sync.WaitGroup
+	var firstErr, secondErr error
+	var second []*protocol.BuildResult
+	wg.Go(func() { _, firstErr = r.build.Build(ctx, all(d), build.Normal, &one) })
+	wait(t, "the build starts", func() bool { return one.count(build.Line) > 0 })
+	wg.Go(func() { second, secondErr = r.build.Build(t.Context(), all(d), build.Normal, &two) })
+	wait(t, "the second joins", func() bool { return two.count(build.Started) > 0 })
+	left := errors.New("client left")
+	cancel(left)
+	wg.Wait()
+	if !errors.Is(firstErr, left) {
+		t.Errorf("the first got %v", firstErr)
+	}
+	if secondErr != nil || second[0].Status != protocol.Built {
+		t.Errorf("the second got %v, %v", secondErr, second)
+	}
+}
+
+// TestSharedKill lets both leave: the builder is dead within a second and nothing is valid.
+func TestSharedKill(t *testing.T) {
+	r := newRig(t, nil)
+	d := r.add(drv{name: "slower", script: "echo started; mkdir $out; trap '' TERM INT HUP; sleep 1000"})
+	after := r.add(drv{name: "after", script: "cat @slow@ > $out", inputs: map[string]store.Path{"slow": d}})
+	ctx, cancel := context.WithCancel(t.Context())
+	var recs [2]recorder
+	var wg sync.WaitGroup
+	for i := range recs {
+		wg.Go(func() { r.build.Build(ctx, all(after), build.Normal, &recs[i]) })
+	}
+	wait(t, "both wait for it", func() bool { return recs[0].count(build.Line) > 0 && recs[1].count(build.Started) > 0 })
+	if n := recs[0].count(build.Started) + recs[1].count(build.Started); n != 2 {
+		t.Errorf("%d starts were seen, want one by each", n)
+	}
+	start := time.Now()
+	cancel()
+	wg.Wait()
+	r.build.Close()
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("it took %v to die", took)
+	}
+	for _, p := range []store.Path{d, after} {
+		m, err := r.build.OutputMap(p)
+		if err != nil || r.store.IsValid(m["out"]) {
+			t.Errorf("output of %s is valid (%v)", p, err)
+		}
+	}
+}
+
+func TestKilledBuildCanBeRepeated(t *testing.T) {
+	r := newRig(t, nil)
+	d := r.add(drv{name: "again", script: "echo started; sleep 0.3; echo x > $out"})
+	ctx, cancel := context.WithCancel(t.Context())
+	var rec recorder
+	go func() {
+		for rec.count(build.Line) == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		cancel()
+	}()
+	if _, err := r.build.Build(ctx, all(d), build.Normal, &rec); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	if res := r.result(d); res.Status != protocol.Built {
+		t.Errorf("%v: %s", res.Status, res.Error)
+	}
+}
+
+// TestFailures checks status and text of builds that cannot succeed.
+func TestFailures(t *testing.T) {
+	r := newRig(t, nil)
+	bad := r.add(drv{name: "bad", script: "echo one; echo two >&2; exit 3"})
+	r.build = r.build.With(build.Settings{Timeout: 2 * time.Second, MaxSilent: time.Second, MaxLog: 1 << 20})
+	for _, c := range []struct {
+		name   string
+		drv    drv
+		status protocol.Status
+		text   string
+	}{
+		{"exit code", drv{script: "echo one; echo two >&2; exit 3"}, protocol.PermanentFailure, "builder for '@' failed with exit code 3;\nlast 2 log lines:\n> one\n> two\n"},
+		{"signal", drv{script: "kill -9 $$"}, protocol.PermanentFailure, "builder for '@' failed due to signal 9 (killed)"},
+		{"no output", drv{script: "true"}, protocol.PermanentFailure, "failed to produce output path for output 'out'"},
+		{"one of two outputs", drv{outputs: []string{"out", "dev"}, script: "touch $out"}, protocol.PermanentFailure, "failed to produce output path for output 'dev'"},
+		{"dependency", drv{script: "cat @bad@ > $out", inputs: map[string]store.Path{"bad": bad}}, protocol.DependencyFailed, "bad.drv' failed: builder for"},
+		{"hash mismatch", drv{script: "echo other > $out", hash: "sha256-WJG1tSLV3whtD/CxEPvZ0hu0/HFjrzTQgoai6Eb2vgM=", method: store.Flat}, protocol.OutputRejected,
+			"hash mismatch in fixed-output derivation '@':\n  specified: sha256-WJG1tSLV3whtD/CxEPvZ0hu0/HFjrzTQgoai6Eb2vgM=\n     got:    sha256-fk+i64x6wIlznV3vxEifrWihANkggso1xrQKRSSCH4c="},
+		{"flat directory", drv{script: "mkdir $out", hash: "sha256-WJG1tSLV3whtD/CxEPvZ0hu0/HFjrzTQgoai6Eb2vgM=", method: store.Flat}, protocol.OutputRejected, "should be a non-executable regular file"},
+		{"platform", drv{script: "true", system: "sparc-linux"}, protocol.InputRejected, "a 'sparc-linux' is required to build '@', but I am a 'x86_64-linux'"},
+		{"builder missing", drv{builder: "/bin/nothing"}, protocol.PermanentFailure, "builder for '@' cannot be executed: /bin/nothing: no such file"},
+		{"unknown built-in", drv{builder: "builtin:magic"}, protocol.InputRejected, "wants the builder 'builtin:magic'"},
+		{"timeout", drv{script: "while :; do echo .; sleep 0.1; done"}, protocol.TimedOut, "building of '@' timed out after 2 seconds"},
+		{"silence", drv{script: "sleep 10"}, protocol.TimedOut, "building of '@' timed out after 1 seconds of silence"},
+		{"log limit", drv{script: "yes"}, protocol.LogLimitExceeded, "'@' killed after writing more than 1048576 bytes"},
+		{"pipe in output", drv{script: "mkdir $out; mkfifo $out/p"}, protocol.OutputRejected, "is not admissible"},
+		{"circle of outputs", drv{kind: derivation.Floating, outputs: []string{"out", "dev"}, script: "echo $dev > $out; echo $out > $dev"}, protocol.OutputRejected, "cycle detected in build of '@'"},
+		{"flat self-reference", drv{kind: derivation.Floating, method: store.Flat, script: "echo $out > $out"}, protocol.OutputRejected, "refers to itself"},
+		{"disallowed reference", drv{script: "echo @text@ > $out", inputs: map[string]store.Path{"text": r.addText("t", "t")}, env: map[string]string{"allowedReferences": ""}},
+			protocol.OutputRejected, "is not allowed to refer to the following paths:\n  /nix/store/"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			c.drv.name = strings.ReplaceAll(c.name, " ", "-")
+			d := r.add(c.drv)
+			list, err := r.build.Build(t.Context(), all(d), build.Normal, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text := strings.ReplaceAll(c.text, "@", d.String())
+			if list[0].Status != c.status || !strings.Contains(list[0].Error, text) {
+				t.Errorf("%d %v: %s\nwant %v: %s", list[0].Status, list[0].Status, list[0].Error, c.status, text)
+			}
+			if m, _ := r.build.OutputMap(d); !m["out"].IsZero() && r.store.IsValid(m["out"]) {
+				t.Error("the output is valid")
+			}
+		})
+	}
+}
+
+func TestUnknownInputs(t *testing.T) {
+	r := newRig(t, nil)
+	gone, _ := r.layout.Dir.Path("00000000000000000000000000000000-gone")
+	_, err := r.build.Build(t.Context(), []protocol.Target{{Path: gone}}, build.Normal, nil)
+	if !errors.Is(err, store.ErrNotValid) || !strings.Contains(err.Error(), gone.String()) {
+		t.Errorf("error is %v", err)
+	}
+	drvGone, _ := r.layout.Dir.Path("00000000000000000000000000000000-gone.drv")
+	if _, err = r.build.Build(t.Context(), all(drvGone), build.Normal, nil); !errors.Is(err, store.ErrNotValid) {
+		t.Errorf("error is %v", err)
+	}
+	d := r.add(drv{name: "x", script: "touch $out"})
+	_, err = r.build.Build(t.Context(), []protocol.Target{{Path: d, Outputs: []string{"doc"}}}, build.Normal, nil)
+	if err == nil || !strings.Contains(err.Error(), `has no output "doc"; it has out`) {
+		t.Errorf("error is %v", err)
+	}
+	m, err := r.build.Missing(append(all(d, drvGone), protocol.Target{Path: gone}))
+	if err != nil || len(m.Build) != 1 || m.Build[0] != d || len(m.Unknown) != 2 {
+		t.Errorf("%+v, %v", m, err)
+	}
+}
+
+func TestKeepGoing(t *testing.T) {
+	r := newRig(t, &build.Options{MaxJobs: 1})
+	bad := r.add(drv{name: "bad", script: "exit 1"})
+	good := r.add(drv{name: "good", script: "sleep 0.2; touch $out"})
+	top := r.add(drv{name: "top", script: "cat @bad@ @good@", inputs: map[string]store.Path{"bad": bad, "good": good}})
+	other := r.add(drv{name: "other", script: "touch $out"})
+	list, err := r.build.With(build.Settings{KeepGoing: true}).Build(t.Context(), all(top, other), build.Normal, nil)
+	if err != nil || list[0].Status != protocol.DependencyFailed || list[1].Status != protocol.Built {
+		t.Fatalf("%v %+v %+v", err, list[0], list[1])
+	}
+	if res := r.result(good); res.Status != protocol.AlreadyValid {
+		t.Errorf("good was not built: %v", res.Status)
+	}
+}
+
+func TestCheckMode(t *testing.T) {
+	r := newRig(t, nil)
+	pure := r.add(drv{name: "pure", script: "echo x > $out"})
+	random := r.add(drv{name: "random", script: "head -c 20 /dev/urandom > $out"})
+	for _, d := range []store.Path{pure, random} {
+		r.realise(d)
+	}
+	list, err := r.build.With(build.Settings{KeepGoing: true}).Build(t.Context(), all(pure, random), build.Check, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list[0].Status != protocol.Built {
+		t.Errorf("pure: %v %s", list[0].Status, list[0].Error)
+	}
+	if list[1].Status != protocol.NotDeterministic || !list[1].NonDeterministic || !strings.Contains(list[1].Error, "may not be deterministic") {
+		t.Errorf("random: %v %s", list[1].Status, list[1].Error)
+	}
+}
+
+// TestHostile lets builders try to leave something behind or to trick what reads their outputs.
+func TestHostile(t *testing.T) {
+	r := newRig(t, nil)
+	secret := filepath.Join(t.TempDir(), "secret")
+	os.WriteFile(secret, []byte("secret\n"), 0o600)
+	input := r.addText("input", "clean\n")
+	d := r.add(drv{name: "hostile", inputs: map[string]store.Path{"input": input}, script: `
+mkdir $out $out/sub; echo a > $out/a; ln $out/a $out/b; ln -s ` + secret + ` $out/link; ln -s / $out/sub/root
+chmod 4755 $out/a 2>/dev/null || true; chmod 777 $out/sub; touch -d '2001-01-01' $out/a; chmod 0 $out/b; mkdir -m 0 $out/locked
+echo x > @input@ 2>/dev/null || true; rm -rf @input@ 2>/dev/null || true; mv @input@ /tmp/x 2>/dev/null || true
+ls /nix/store | grep -v -e input -e hostile && exit 9 || true
+cat ` + secret + ` 2>/dev/null && exit 10 || true
+ls /proc/1/root/ 2>/dev/null && exit 11 || true
+setsid sh -c 'while :; do echo evil > '$out'/a; done' >/dev/null 2>&1 &
+sleep 0.1`})
+	out := r.realise(d)
+	if got := r.read(input); got != "clean\n" {
+		t.Errorf("the input is %q", got)
+	}
+	before := r.read(out, "a")
+	var names []string
+	filepath.WalkDir(r.store.RealPath(out), func(p string, e os.DirEntry, err error) error {
+		if err != nil {
+			t.Fatal(err)
+		}
+		fi, err := e.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, fmt.Sprintf("%s %v", strings.TrimPrefix(p, r.store.RealPath(out)), fi.Mode()))
+		if fi.ModTime().Unix() != 1 {
+			t.Errorf("%s has time %v", p, fi.ModTime())
+		}
+		return nil
+	})
+	want := []string{" dr-xr-xr-x", "/a -r--r--r--", "/b -r--r--r--", "/link Lrwxrwxrwx", "/locked dr-xr-xr-x", "/sub dr-xr-xr-x", "/sub/root Lrwxrwxrwx"}
+	if strings.Join(names, "\n") != strings.Join(want, "\n") && !strings.Contains(names[1], "-r-xr-xr-x") {
+		t.Errorf("the output is\n%s\nwant\n%s", strings.Join(names, "\n"), strings.Join(want, "\n"))
+	}
+	time.Sleep(50 * time.Millisecond)
+	if after := r.read(out, "a"); after != before {
+		t.Error("the output changed after it was registered")
+	}
+	a, _ := os.Stat(filepath.Join(r.store.RealPath(out), "a"))
+	b, _ := os.Stat(filepath.Join(r.store.RealPath(out), "b"))
+	if os.SameFile(a, b) {
+		t.Error("a hard link of the builder is still one")
+	}
+}
+
+// TestHostileTop makes the output itself something else.
+func TestHostileTop(t *testing.T) {
+	r := newRig(t, nil)
+	link := r.add(drv{name: "link", script: "ln -s /etc/passwd $out"})
+	out := r.realise(link)
+	if target, err := os.Readlink(r.store.RealPath(out)); err != nil || target != "/etc/passwd" {
+		t.Errorf("%q, %v", target, err)
+	}
+	use := r.add(drv{name: "use", script: "test -L @link@; cat @link@ > $out", inputs: map[string]store.Path{"link": link}})
+	if got := r.read(r.realise(use)); strings.Contains(got, "/root:") || !strings.Contains(got, "nixbld") {
+		t.Errorf("a link to the host's file gave %q", got)
+	}
+}
+
+func TestLog(t *testing.T) {
+	r := newRig(t, nil)
+	d := r.add(drv{name: "talks", script: `
+echo first; echo '@nix {"action":"setPhase","phase":"buildPhase"}'; echo '@nix {"action":"msg","level":3,"msg":"from json"}'; echo '@nix no json'
+sleep 0.5; printf 'last'; touch $out`})
+	var rec recorder
+	done := make(chan error, 1)
+	go func() {
+		_, err := r.build.Build(context.Background(), all(d), build.Normal, &rec)
+		done <- err
+	}()
+	wait(t, "the first line is there", func() bool { return rec.count(build.Line) > 0 })
+	var live safeBuffer
+	followed := make(chan error, 1)
+	go func() { followed <- r.build.FollowLog(t.Context(), d, &live) }()
+	wait(t, "the first line is followed", func() bool { return strings.Contains(live.String(), "first\n") })
+	if strings.Contains(live.String(), "last") {
+		t.Error("the log came only at the end")
+	}
+	if err := errors.Join(<-done, <-followed); err != nil {
+		t.Fatal(err)
+	}
+	const want = "first\nfrom json\n@nix no json\nlast\n"
+	var finished bytes.Buffer
+	if err := r.build.FollowLog(t.Context(), d, &finished); err != nil {
+		t.Fatal(err)
+	}
+	if live.String() != want || finished.String() != want || rec.lines() != want {
+		t.Errorf("live %q, finished %q, events %q, want %q", live.String(), finished.String(), rec.lines(), want)
+	}
+	if rec.count(build.Phase) != 1 {
+		t.Errorf("%d phases", rec.count(build.Phase))
+	}
+	base := d.Base()
+	if _, err := os.Stat(filepath.Join(r.layout.LogDir, "drvs", base[:2], base[2:]+".zst")); err != nil {
+		t.Error(err)
+	}
+	none, _ := r.layout.Dir.Path("00000000000000000000000000000000-none.drv")
+	if err := r.build.FollowLog(t.Context(), none, &finished); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("error is %v", err)
+	}
+}
+
+type safeBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *safeBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *safeBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// TestHostShell runs a builder in the host's own shell with its libraries.
+func TestHostShell(t *testing.T) {
+	r := newRig(t, &build.Options{SandboxPaths: map[string]string{"/bin/sh": "/bin/dash"}})
+	d := r.add(drv{name: "dash", script: "echo $0 > $out"})
+	if got := r.read(r.realise(d)); got != "sh\n" {
+		t.Errorf("got %q", got)
+	}
+	none := newRig(t, &build.Options{SandboxPaths: map[string]string{}})
+	res := none.result(none.add(drv{name: "none", script: "touch $out"}))
+	if res.Status != protocol.PermanentFailure || !strings.Contains(res.Error, "busybox-static") {
+		t.Errorf("%v %s", res.Status, res.Error)
+	}
+}
+
+func TestFetchURL(t *testing.T) {
+	r := newRig(t, nil)
+	tries := 0
+	mux := http.NewServeMux()
+	mux.HandleFunc("/file", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "hello\n") })
+	mux.Handle("/moved", http.RedirectHandler("/file", http.StatusFound))
+	mux.HandleFunc("/flaky", func(w http.ResponseWriter, _ *http.Request) {
+		if tries++; tries < 3 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprint(w, "hello\n")
+	})
+	server := httptest.NewServer(mux)
+	defer server.Close()
+	public := filepath.Join(t.TempDir(), "public")
+	os.WriteFile(public, []byte("hello\n"), 0o644)
+	private := filepath.Join(t.TempDir(), "private")
+	os.WriteFile(private, []byte("hello\n"), 0o600)
+	for p := filepath.Dir(public); p != "/tmp" && p != "/"; p = filepath.Dir(p) {
+		os.Chmod(p, 0o755)
+	}
+	const flat = "sha256-WJG1tSLV3whtD/CxEPvZ0hu0/HFjrzTQgoai6Eb2vgM="
+	for _, c := range []struct {
+		name, url, hash string
+		method          store.Method
+		env             map[string]string
+		status          protocol.Status
+		text            string
+	}{
+		{"plain", server.URL + "/file", flat, store.Flat, nil, protocol.Built, ""},
+		{"redirect", server.URL + "/moved", flat, store.Flat, nil, protocol.Built, ""},
+		{"flaky", server.URL + "/flaky", flat, store.Flat, nil, protocol.Built, ""},
+		{"missing", server.URL + "/none", flat, store.Flat, nil, protocol.TransientFailure, "the server answers 404 Not Found"},
+		{"refused", "http://127.0.0.1:1/x", flat, store.Flat, nil, protocol.TransientFailure, "connection refused"},
+		{"wrong hash", server.URL + "/file", "sha256-fk+i64x6wIlznV3vxEifrWihANkggso1xrQKRSSCH4c=", store.Flat, nil, protocol.OutputRejected, "hash mismatch in fixed-output derivation"},
+		{"recursive", server.URL + "/file", "sha256-HDfQGvQL4ugGkd48w99EN3ppmvuxfGjwgJZLL9Bx/BM=", store.Recursive, nil, protocol.Built, ""},
+		{"scheme", "ftp://x/y", flat, store.Flat, nil, protocol.TransientFailure, `scheme "ftp"`},
+		{"file", "file://" + public, flat, store.Flat, nil, protocol.Built, ""},
+		{"private file", "file://" + private, flat, store.Flat, nil, protocol.TransientFailure, ""},
+	} {
+		if c.name == "private file" && os.Getuid() != 0 {
+			continue
+		}
+		t.Run(c.name, func(t *testing.T) {
+			env := map[string]string{"url": c.url}
+			d := r.add(drv{name: strings.ReplaceAll(c.name, " ", "-"), builder: "builtin:fetchurl", system: "builtin", hash: c.hash, method: c.method, env: env})
+			res := r.result(d)
+			if res.Status != c.status || !strings.Contains(res.Error, c.text) {
+				t.Errorf("%v: %s", res.Status, res.Error)
+			}
+		})
+	}
+}
+
+func TestTree(t *testing.T) {
+	r := newRig(t, nil)
+	one := r.add(drv{name: "one", script: "mkdir -p $out/bin $out/share; echo 1 > $out/bin/one; ln -s one $out/bin/link; echo x > $out/share/common; chmod +x $out/bin/one"})
+	two := r.add(drv{name: "two", script: "mkdir -p $out/bin; echo 2 > $out/bin/two; ln -s @one@/share/common $out/common", inputs: map[string]store.Path{"one": one}})
+	clash := r.add(drv{name: "clash", script: "mkdir -p $out/bin; echo 3 > $out/bin/one"})
+	inputs := map[string]store.Path{"one": one, "two": two, "clash": clash}
+	for _, c := range []struct{ name, spec, want string }{
+		{"empty", `{}`, ""},
+		{"entries", `{"etc/hosts": {"text": "127.0.0.1 localhost\n"}, "run": {"text": "#!/bin/sh\n", "executable": true}, "etc/link": {"symlink": "/nowhere"}, "copy": {"file": "@one@/bin/link"}, "via": {"file": "@two@/common"}}`,
+			"copy -r-xr-xr-x 1\netc/hosts -r--r--r-- 127.0.0.1 localhost\netc/link -> /nowhere\nrun -r-xr-xr-x #!/bin/sh\nvia -r--r--r-- x\n"},
+		{"union", `{"profile": {"tree": "@one@"}, "profile/.": {"text": ""}}`, "error: is not a clean relative path"},
+		{"union of two", `{"p": {"tree": "@one@"}, "p/bin": {"tree": "@two@/bin"}, "p/extra": {"text": "e"}}`,
+			"p/bin/link -> @one@/bin/link\np/bin/one -> @one@/bin/one\np/bin/two -> @two@/bin/two\np/extra -r--r--r-- e\np/share/common -> @one@/share/common\n"},
+		{"clash", `{"p": {"tree": "@one@"}, "p/bin": {"tree": "@clash@/bin"}}`, `error: entry "p/bin/one" is wanted by @one@/bin/one and by @clash@/bin/one`},
+		{"file as parent", `{"a": {"text": ""}, "a/b": {"text": ""}}`, `error: entry "a" is a file for a text and a directory for a text`},
+		{"dots", `{"../a": {"text": ""}}`, "error: is not a clean relative path"},
+		{"absolute", `{"/a": {"text": ""}}`, "error: is not a clean relative path"},
+		{"two kinds", `{"a": {"text": "", "symlink": "x"}}`, "error: it needs one"},
+		{"not an input", `{"a": {"file": "/nix/store/00000000000000000000000000000000-x/y"}}`, "error: is not among the inputs"},
+		{"outside", `{"a": {"file": "/etc/passwd"}}`, "error: is not below the store"},
+		{"unknown field", `{"a": {"txt": "x"}}`, "error: unknown field"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d := r.add(drv{name: strings.ReplaceAll(c.name, " ", "-"), kind: derivation.Floating, builder: "builtin:tree", system: "builtin", env: map[string]string{"tree": c.spec}, inputs: inputs})
+			res := r.result(d)
+			for name, p := range inputs {
+				m, _ := r.build.OutputMap(p)
+				c.want = strings.ReplaceAll(c.want, "@"+name+"@", m["out"].String())
+			}
+			if text, ok := strings.CutPrefix(c.want, "error: "); ok {
+				if res.Status.OK() || !strings.Contains(res.Error, text) {
+					t.Errorf("%v: %s; want %s", res.Status, res.Error, text)
+				}
+				return
+			}
+			if !res.Status.OK() {
+				t.Fatal(res.Error)
+			}
+			if got := r.list(res.Outputs["out"].OutPath); got != c.want {
+				t.Errorf("got\n%s\nwant\n%s", got, c.want)
+			}
+		})
+	}
+}
+
+// list prints the leaves of a tree.
+func (r *rig) list(p store.Path) string {
+	var b strings.Builder
+	top := r.store.RealPath(p)
+	filepath.WalkDir(top, func(path string, e os.DirEntry, err error) error {
+		if err != nil {
+			r.Fatal(err)
+		}
+		rel := strings.TrimPrefix(path, top+"/")
+		switch {
+		case e.Type()&os.ModeSymlink != 0:
+			target, _ := os.Readlink(path)
+			fmt.Fprintf(&b, "%s -> %s\n", rel, target)
+		case !e.IsDir():
+			fi, _ := e.Info()
+			data, _ := os.ReadFile(path)
+			fmt.Fprintf(&b, "%s %v %s\n", rel, fi.Mode(), strings.TrimSuffix(string(data), "\n"))
+		}
+		return nil
+	})
+	return b.String()
+}
+
+// TestThroughput builds many derivations that do nothing.
+func TestThroughput(t *testing.T) {
+	r := newRig(t, nil)
+	for _, n := range []int{50, 200} {
+		inputs := map[string]store.Path{}
+		for i := range n {
+			inputs[fmt.Sprint("d", i)] = r.add(drv{name: fmt.Sprintf("d-%d-%d", n, i), script: "echo x > $out"})
+		}
+		top := r.add(drv{name: "top", builder: "builtin:tree", system: "builtin", env: map[string]string{"tree": "{}"}, inputs: inputs})
+		start := time.Now()
+		r.realise(top)
+		took := time.Since(start)
+		t.Logf("%d builds in %v: %v each", n, took.Round(time.Millisecond), (took / time.Duration(n)).Round(10*time.Microsecond))
+	}
+}
