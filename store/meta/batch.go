@@ -9,8 +9,8 @@ import (
 	"cairn/store"
 )
 
-// rowOverhead is what a row costs in a transaction besides key and value.
-const rowOverhead = 24
+// rowOverhead is what a row counts for besides key and value: Badger limits their number, too.
+const rowOverhead = 100
 
 // Batch is a list of changes that become durable together. The zero value is empty.
 type Batch struct {
