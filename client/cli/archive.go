@@ -44,9 +44,7 @@ alone. --authorize reads a public key and lets its archives be imported.`,
   cairn archive --import < result.bundle
   cairn archive --authorize < other-machine.pub`,
 		Args: cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return usageOr(cmd, runArchive(cmd.Context(), env, o, args))
-		},
+		RunE: func(cmd *cobra.Command, args []string) error { return runArchive(cmd.Context(), env, o, args) },
 	}
 	f := cmd.Flags()
 	f.BoolVar(&o.export, "export", false, "write objects to standard output")
@@ -62,14 +60,6 @@ alone. --authorize reads a public key and lets its archives be imported.`,
 	verbs := []string{"export", "import", "missing", "list", "extract", "generate-key", "authorize"}
 	cmd.MarkFlagsMutuallyExclusive(verbs...)
 	return cmd
-}
-
-// usageOr adds where to read on to a usage error.
-func usageOr(cmd *cobra.Command, err error) error {
-	if _, ok := errors.AsType[*usageError](err); ok {
-		return hinted(err, "see '%s --help'", cmd.CommandPath())
-	}
-	return err
 }
 
 func runArchive(ctx context.Context, env *Env, o *archiveOptions, args []string) error {

@@ -57,10 +57,25 @@ func Main(args []string) int {
 // Run runs one command and returns the exit code.
 func Run(ctx context.Context, env *Env, args []string) int {
 	root := newRootCmd(env)
+	started := false
+	eachCommand(root, func(cmd *cobra.Command) {
+		if run := cmd.RunE; run != nil {
+			cmd.RunE = func(cmd *cobra.Command, args []string) error {
+				started = true // what fails before is the command line's fault
+				return run(cmd, args)
+			}
+		}
+	})
 	root.SetArgs(append([]string{}, args...)) // never nil, which means os.Args
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil && context.Cause(ctx) != nil && errors.Is(err, context.Canceled) {
 		err = errInterrupted
+	}
+	if !started && err != nil {
+		err = &usageError{err}
+	}
+	if as[*usageError](err) {
+		err = hinted(err, "see '%s --help'", cmd.CommandPath())
 	}
 	return report(env.Stderr, err)
 }
@@ -84,7 +99,6 @@ another switch; a signed archive carries them to other machines.`,
 	root.SetIn(env.Stdin)
 	root.SetOut(env.Stdout)
 	root.SetErr(env.Stderr)
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, err) })
 	root.PersistentFlags().StringVar(&env.Root, "root", env.Root, "work on the store and the state below `DIR` instead of this machine's")
 	root.AddGroup(
 		&cobra.Group{ID: "machines", Title: "Machines:"},
@@ -94,27 +108,23 @@ another switch; a signed archive carries them to other machines.`,
 	root.AddCommand(commands(env)...)
 	root.SetHelpCommandGroupID("service")
 	root.SetCompletionCommandGroupID("service")
-	checkArgs(root)
+	eachCommand(root, func(cmd *cobra.Command) {
+		if cmd.HasSubCommands() && !cmd.Runnable() {
+			cmd.RunE = runGroup
+		}
+	})
 	return root
 }
 
-// checkArgs makes wrong arguments usage errors, and a group without a known subcommand as well.
-func checkArgs(cmd *cobra.Command) {
-	args := cmd.Args
-	cmd.Args = func(cmd *cobra.Command, words []string) error {
-		if args == nil {
-			return nil
-		}
-		return usage(cmd, args(cmd, words))
-	}
-	if cmd.HasSubCommands() && !cmd.Runnable() {
-		cmd.RunE = runGroup
-	}
+// eachCommand calls fn for a command and all below it.
+func eachCommand(cmd *cobra.Command, fn func(*cobra.Command)) {
+	fn(cmd)
 	for _, sub := range cmd.Commands() {
-		checkArgs(sub)
+		eachCommand(sub, fn)
 	}
 }
 
+// runGroup runs a command that only holds others.
 func runGroup(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return cmd.Help()
@@ -124,7 +134,7 @@ func runGroup(cmd *cobra.Command, args []string) error {
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 		err = hinted(err, "did you mean %q?", cmd.CommandPath()+" "+near[0])
 	}
-	return usage(cmd, err)
+	return &usageError{err}
 }
 
 // path makes a file name of the command line absolute.

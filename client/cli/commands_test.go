@@ -9,8 +9,8 @@ import (
 
 // TestHelpTexts holds the rule that each command explains itself and shows two uses.
 func TestHelpTexts(t *testing.T) {
-	walk(newRootCmd(&Env{Getenv: func(string) string { return "" }}), func(cmd *cobra.Command) {
-		if cmd.HasSubCommands() || cmd.Name() == "help" {
+	eachCommand(newRootCmd(&Env{Getenv: func(string) string { return "" }}), func(cmd *cobra.Command) {
+		if cmd.HasSubCommands() {
 			return
 		}
 		if len(cmd.Long) < 60 {
@@ -34,15 +34,6 @@ func TestExitTable(t *testing.T) {
 	for _, row := range exitTable {
 		if !docs[row.code] {
 			t.Errorf("exit code %d is not documented", row.code)
-		}
-	}
-}
-
-func walk(cmd *cobra.Command, fn func(*cobra.Command)) {
-	fn(cmd)
-	for _, sub := range cmd.Commands() {
-		if sub.Name() != "completion" {
-			walk(sub, fn)
 		}
 	}
 }

@@ -45,7 +45,7 @@ With -x a COMMAND runs on all machines instead, as root and without a shell.`,
   cairn deploy -x machines.star -- systemctl --failed`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return usageOr(cmd, runDeploy(cmd.Context(), env, o, args, cmd.ArgsLenAtDash()))
+			return runDeploy(cmd.Context(), env, o, args, cmd.ArgsLenAtDash())
 		},
 	}
 	f := cmd.Flags()

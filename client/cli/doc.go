@@ -33,4 +33,506 @@
 //
 //	cairn system reconfigure web.star
 //	cairn deploy machines.star
+//
+// # cairn archive
+//
+// Carry store objects between machines in signed archives.
+//
+// --export writes objects, signed with this machine's key, to standard output; with -r
+// their closure as well. --import reads such an archive: its signer must be in the
+// access list, and all of it must be whole, before anything becomes visible.
+// --missing reads paths, one per line, and prints those that the store lacks.
+// --list says what an archive (signed, or a bare NAR) on standard input contains, and
+// --extract unpacks a bare NAR to a directory that does not exist.
+//
+// --generate-key makes the signing key; the secret half is readable by its owner
+// alone. --authorize reads a public key and lets its archives be imported.
+//
+//	cairn archive --export [-r] PATH… | --import | --missing | --list | --extract DIR | --generate-key | --authorize [flags]
+//	  --authorize                  let the public key on standard input sign imports
+//	  --export                     write objects to standard output
+//	  --extract DIR                unpack the NAR on standard input as DIR
+//	  --generate-key               make the signing key
+//	  --import                     read objects from standard input
+//	  --json                       with --list and --missing: print JSON
+//	  --key-name NAME              with --generate-key: the key's NAME; default: the host's name and -1
+//	  --list                       list the archive on standard input
+//	  --missing                    print which of the paths on standard input are not in the store
+//	  -r, --recursive              with --export: the closure as well
+//
+// For example:
+//
+//	cairn archive --export -r ./result > result.bundle
+//	cairn archive --import < result.bundle
+//	cairn archive --authorize < other-machine.pub
+//
+// # cairn build
+//
+// Evaluate a file and build what its values stand for: objects, systems, machines, lists
+// and dicts of them; with :NAME only that value. Derivations of the store (x.drv, or
+// x.drv!out for one output) are built as they are. The store paths are printed, one
+// per line; logs and progress go to standard error.
+//
+// What nothing keeps may be collected later: -o makes a link that keeps it.
+//
+//	cairn build [-o LINK] FILE[:NAME] | DERIVATION[!OUTPUT] | PATH … [flags]
+//	  --arg NAME=VALUE             give the file NAME=VALUE, which it reads with args.get(NAME); may be repeated
+//	  --check                      build again and compare with what is there
+//	  -n, --dry-run                only list what would be built
+//	  --json                       print JSON
+//	  -o, --out-link LINK          make LINK point to the result and keep it; further results get LINK-2, LINK-3, …
+//	  -q, --quiet                  do not show what builders write
+//	  --top string                 the folder that the file may read below; default: its own
+//
+// For example:
+//
+//	cairn build hello.star:hello
+//	cairn build -o result web.star:web
+//	cairn build '/cairn/store/0v3q…-hello.drv!out'
+//
+// # cairn daemon
+//
+// Own the store and serve it: to our own commands and to Nix's programs, which find
+// the socket through NIX_DAEMON_SOCKET_PATH or NIX_REMOTE. Who asks is known from the
+// socket: root and the user that the daemon runs as are trusted.
+//
+// With SIGTERM it takes no new connections, lets requests finish for up to two
+// minutes, and exits. Under systemd it says when it is ready.
+//
+// With --stdio it serves one client on standard input and output: through the running
+// daemon if there is one, else by itself.
+//
+//	cairn daemon [--stdio | --socket FILE] [flags]
+//	  --cores N                    N processors for one build; 0: all
+//	  --keep-failed                keep the directories of failed builds
+//	  --max-jobs N                 N builds at a time; 0: one per processor
+//	  --max-silent duration        longest silence of a builder; 0: no limit
+//	  --socket FILE                listen at FILE instead of the store's own place
+//	  --stdio                      serve one client on standard input and output
+//	  --timeout duration           longest build, for example 2h; 0: no limit
+//
+// For example:
+//
+//	cairn daemon
+//	cairn daemon --root ~/try --max-jobs 4
+//	NIX_REMOTE=unix:///cairn/var/daemon-socket/socket nix-store --store-dir /cairn/store -qR …
+//
+// # cairn deploy
+//
+// Evaluate a file, build the systems of its machines, and bring each machine to its
+// system over ssh, several at a time: the program first where there is none, then the
+// objects that are missing, signed, then a journaled switch with health checks, which
+// is confirmed over a new connection. A machine that fails, or that loses us, goes back
+// by itself. One line per machine says where it is; the exit code is 0 only if all are
+// where they should be.
+//
+// With -x a COMMAND runs on all machines instead, as root and without a shell.
+//
+//	cairn deploy [--dry-run] FILE | -x FILE -- COMMAND… [flags]
+//	  --arg NAME=VALUE             give the file NAME=VALUE, which it reads with args.get(NAME); may be repeated
+//	  --batch N                    N machines must succeed before the next ones begin; default: all at once
+//	  --confirm-within TIME        a machine goes back when it was not reached again for TIME; default: 60s
+//	  -n, --dry-run                print each machine's plan and change nothing
+//	  -x, --execute                run a command on the machines
+//	  --json                       print the results as JSON
+//	  --machine NAME               only the machine called NAME; may be repeated
+//	  -j, --parallel N             N machines at a time; default: 8
+//	  -q, --quiet                  no progress
+//	  --ssh-config FILE            ssh's configuration FILE instead of your own
+//	  --top string                 the folder that the file may read below; default: its own
+//
+// For example:
+//
+//	cairn deploy --dry-run machines.star
+//	cairn deploy machines.star
+//	cairn deploy -x machines.star -- systemctl --failed
+//
+// # cairn eval
+//
+// Evaluate a file and print its values, or the one called NAME, as JSON. Objects are shown
+// by their store path; nothing is written to the store and no daemon is needed.
+// An error says file, line and column; evaluation is bounded in steps and memory.
+//
+//	cairn eval FILE[:NAME] [flags]
+//	  --arg NAME=VALUE             give the file NAME=VALUE, which it reads with args.get(NAME); may be repeated
+//	  --top string                 the folder that the file may read below; default: its own
+//
+// For example:
+//
+//	cairn eval web.star
+//	cairn eval --arg domain=example.org web.star:web
+//
+// # cairn gc
+//
+// Delete every object that no root reaches. Roots are generations of profiles, links
+// below gcroots, work that is running, and what running processes use. Building and
+// adding go on meanwhile, and what they need stays.
+//
+// Old generations of a system are roots: 'cairn system delete-generations' first.
+//
+//	cairn gc [--dry-run] [--max-freed SIZE] | --why PATH | --roots [flags]
+//	  -n, --dry-run                only list what would be deleted
+//	  --json                       print JSON
+//	  --max-freed SIZE             stop after SIZE, for example 2G
+//	  --roots                      list the roots
+//	  --why PATH                   print the chains from roots to PATH
+//
+// For example:
+//
+//	cairn gc --dry-run
+//	cairn gc --max-freed 2G
+//	cairn gc --why /cairn/store/f2ib…-hello
+//
+// # cairn init
+//
+// Make what a store needs: its directories, a key pair that signs what is exported
+// (the secret half readable by its owner alone), and an access list that allows this
+// key to import. What is there already stays, so that running it again is safe.
+//
+// With --daemon, as root on a machine with systemd, the binary is also installed as
+// /cairn/bin/cairn, and cairn-daemon.service is installed and started.
+//
+//	cairn init [--daemon] [flags]
+//	  --daemon                     install and start the daemon as a service
+//	  --key-name NAME              NAME of a new key; default: the host's name and -1
+//
+// For example:
+//
+//	cairn init --root ~/try
+//	cairn init --daemon
+//
+// # cairn log
+//
+// Print what a builder wrote: PATH is a derivation, or an output of one that the store
+// remembers. The log of a running build is followed until the build ends.
+//
+//	cairn log PATH
+//
+// For example:
+//
+//	cairn log ./result
+//	cairn log /cairn/store/0v3q…-hello.drv
+//
+// # cairn serve
+//
+// Answer the questions of 'cairn deploy', which starts this on each machine over ssh,
+// as root, and speaks to it on standard input and output. People have no use for it;
+// it is worth a try only to see whether a machine's way in works.
+//
+//	cairn serve
+//
+// For example:
+//
+//	cairn serve < /dev/null
+//	cairn serve --from 10.0.0.1 < /dev/null
+//	ssh web-1 sudo -n cairn serve < /dev/null
+//
+// # cairn store
+//
+// Add, query and check store objects.
+//
+// # cairn store add
+//
+// Copy files and directory trees into the store and print their store paths.
+// An object's path depends on its name and contents alone: adding it again changes
+// nothing. Links are copied as links, never followed.
+//
+//	cairn store add [--name NAME] [--flat] FILE… [flags]
+//	  --flat                       address a regular file by its bytes alone, without its executable bit
+//	  --name NAME                  the object's NAME; default: the file's
+//
+// For example:
+//
+//	cairn store add index.html
+//	cairn store add --name site ./public
+//
+// # cairn store cat
+//
+// Print a regular file: an object that is one, or one inside an object.
+// The whole object is read and checked, and nothing but the file is printed.
+//
+//	cairn store cat PATH
+//
+// For example:
+//
+//	cairn store cat /cairn/store/f2ib…-hello/share/doc
+//	cairn store cat ./result/etc/hosts
+//
+// # cairn store closure
+//
+// List the closure of objects: themselves and everything that they refer to,
+// references before what refers to them. This is what travels with an object.
+//
+//	cairn store closure [--json] PATH… [flags]
+//	  --json                       print JSON
+//
+// For example:
+//
+//	cairn store closure ./result
+//	cairn store closure $(cairn build hello.star:hello)
+//
+// # cairn store delete
+//
+// Delete objects now instead of at the next collection. An object that is alive is
+// refused, and nothing is deleted then; 'cairn gc --why' says what keeps it.
+//
+//	cairn store delete PATH…
+//
+// For example:
+//
+//	cairn store delete /cairn/store/f2ib…-hello
+//	cairn store delete --root ~/try /cairn/store/f2ib…-hello
+//
+// # cairn store dump
+//
+// Write the archive of an object to standard output: its files in the one form that
+// its hash is made of. 'cairn archive --list' and '--extract' read it.
+//
+//	cairn store dump PATH
+//
+// For example:
+//
+//	cairn store dump ./result | sha256sum
+//	cairn store dump ./result > result.nar
+//
+// # cairn store ls
+//
+// List the files of an object with kind and size. The daemon reads them, so that an
+// object of a store below --root is listed as well, wherever its files really are.
+//
+//	cairn store ls [--json] PATH [flags]
+//	  --json                       print JSON
+//
+// For example:
+//
+//	cairn store ls ./result
+//	cairn store ls --json /cairn/store/f2ib…-hello
+//
+// # cairn store path-info
+//
+// Show what the store knows of objects: size and hash of their archive, references,
+// the derivation that made them, content address and signatures.
+// With -r also of everything that they refer to, references first.
+//
+//	cairn store path-info [-r] [--json] PATH… [flags]
+//	  --json                       print JSON
+//	  -r, --recursive              the closure as well
+//
+// For example:
+//
+//	cairn store path-info /cairn/store/f2ib…-hello
+//	cairn store path-info -r --json ./result
+//
+// # cairn store referrers
+//
+// List the valid objects that refer directly to an object. What keeps it alive is
+// another question, which 'cairn gc --why' answers.
+//
+//	cairn store referrers [--json] PATH [flags]
+//	  --json                       print JSON
+//
+// For example:
+//
+//	cairn store referrers /cairn/store/f2ib…-hello
+//	cairn store referrers --json ./result
+//
+// # cairn store verify
+//
+// Check that every valid object is there and that all its references are valid;
+// with --contents also that its bytes still have the recorded hash.
+// What is wrong is listed, and the exit code is 1.
+//
+//	cairn store verify [--contents] [--repair] [flags]
+//	  --contents                   read and hash every object
+//	  --repair                     get corrupt objects anew where that is possible
+//
+// For example:
+//
+//	cairn store verify --contents
+//	cairn store verify --root ~/try
+//
+// # cairn system
+//
+// Build systems and switch this machine between them.
+//
+// # cairn system build
+//
+// Evaluate a file and build its system: the value NAME, or the one called system, or the
+// only one. The system's store path is printed; nothing on this machine changes.
+//
+//	cairn system build [-o LINK] FILE[:NAME] [flags]
+//	  --arg NAME=VALUE             give the file NAME=VALUE, which it reads with args.get(NAME); may be repeated
+//	  --json                       print JSON
+//	  -o, --out-link LINK          make LINK point to the system and keep it
+//	  -q, --quiet                  do not show what builders write
+//	  --top string                 the folder that the file may read below; default: its own
+//
+// For example:
+//
+//	cairn system build web.star
+//	cairn system build -o web web.star:web
+//
+// # cairn system confirm
+//
+// Keep the switch that was made with --confirm-within and would otherwise be undone.
+// Do it over a new connection: that shows that the machine still lets you in.
+//
+//	cairn system confirm [ID]
+//
+// For example:
+//
+//	cairn system confirm
+//	cairn system confirm 20261121-034500-1f2e
+//	ssh web-1 sudo cairn system confirm
+//
+// # cairn system delete-generations
+//
+// Delete generations: all but the current one, or those that PATTERN picks: numbers and
+// ranges ("3,5..7,9.."), or an age ("30d": older than that). The current one is never
+// deleted. What only they kept goes with the next 'cairn gc'.
+//
+//	cairn system delete-generations [--dry-run] [PATTERN] [flags]
+//	  -n, --dry-run                only list them
+//
+// For example:
+//
+//	cairn system delete-generations 30d
+//	cairn system delete-generations 1..4 && cairn gc
+//
+// # cairn system describe
+//
+// Say which generation is current, when it was made, where it comes from and which
+// units it runs.
+//
+//	cairn system describe [flags]
+//	  --json                       print JSON
+//
+// For example:
+//
+//	cairn system describe
+//	cairn system describe --json
+//
+// # cairn system diff
+//
+// Print what a switch from system A to system B would change. Each is the number of a
+// generation, a system in the store, or a link to one; B is the current one when it is
+// left out. The machine itself is not looked at.
+//
+//	cairn system diff A [B] [flags]
+//	  --json                       print JSON
+//
+// For example:
+//
+//	cairn system diff 3
+//	cairn system diff 3 5
+//
+// # cairn system list-generations
+//
+// List the generations, oldest first, each with its time and its system. PATTERN picks
+// some of them: numbers and ranges ("3,5..7,9.."), or an age ("30d": older than that).
+//
+//	cairn system list-generations [PATTERN] [flags]
+//	  --json                       print JSON
+//
+// For example:
+//
+//	cairn system list-generations
+//	cairn system list-generations --json 30d
+//
+// # cairn system reconfigure
+//
+// Evaluate a file, build its system, and make this machine be it. Before the first change
+// all conflicts are looked for: files that are not ours, units, ports, space, the way
+// in. Then files, accounts and units change in journaled steps; units that did not
+// change keep running. When a unit or a health check fails, everything is undone.
+//
+// --dry-run builds and prints the plan with its reasons. The configuration may also be
+// a system in the store.
+//
+//	cairn system reconfigure [--dry-run] FILE[:NAME] [flags]
+//	  --arg NAME=VALUE             give the file NAME=VALUE, which it reads with args.get(NAME); may be repeated
+//	  --confirm-within TIME        undo unless 'cairn system confirm' comes within TIME, for example 5m
+//	  -n, --dry-run                print the plan and change nothing
+//	  --json                       print the result, with the plan, as JSON
+//	  -q, --quiet                  do not show what builders write
+//	  --top string                 the folder that the file may read below; default: its own
+//
+// For example:
+//
+//	cairn system reconfigure --dry-run web.star
+//	cairn system reconfigure web.star
+//	cairn system reconfigure --confirm-within 5m web.star:web
+//
+// # cairn system recover
+//
+// Undo what an interrupted switch, or one that was not confirmed in time, has begun.
+// Without one there is nothing to do. A service runs this at boot, and a timer when
+// the time to confirm is over.
+//
+//	cairn system recover [flags]
+//	  --boot                       this is the boot: do not wait for units
+//	  --force                      undo a switch that waits to be confirmed though its time is not over
+//	  --journal ID                 wait for the switch ID to be confirmed or its time to be over
+//
+// For example:
+//
+//	cairn system recover
+//	cairn system recover --force
+//
+// # cairn system roll-back
+//
+// Switch to the generation before the current one: its files, accounts and units come
+// back, in the same journaled way as any switch. Numbers stay as they are.
+//
+//	cairn system roll-back [flags]
+//	  --confirm-within TIME        undo unless 'cairn system confirm' comes within TIME, for example 5m
+//	  -n, --dry-run                print the plan and change nothing
+//	  --json                       print the result, with the plan, as JSON
+//
+// For example:
+//
+//	cairn system roll-back --dry-run
+//	cairn system roll-back
+//
+// # cairn system search
+//
+// List the service types whose name, description or fields contain all WORDs. 'cairn
+// system show' prints one with its fields.
+//
+//	cairn system search [WORD…] [flags]
+//	  --json                       print JSON
+//
+// For example:
+//
+//	cairn system search web
+//	cairn system search --json
+//
+// # cairn system show
+//
+// Show a service type of the library: what it is, where to load it from, what it
+// extends, and its fields with type, default and meaning.
+//
+//	cairn system show TYPE [flags]
+//	  --json                       print JSON
+//
+// For example:
+//
+//	cairn system show openssh
+//	cairn system show nginx --json
+//
+// # cairn system switch-generation
+//
+// Switch to the generation with a number, or to the one N after (+N) or before (-N) the
+// current one in the list. Generation 0 is the machine as it was before the first
+// system: what is ours goes, and what it replaced comes back.
+//
+//	cairn system switch-generation NUMBER|+N|-N [flags]
+//	  --confirm-within TIME        undo unless 'cairn system confirm' comes within TIME, for example 5m
+//	  -n, --dry-run                print the plan and change nothing
+//	  --json                       print the result, with the plan, as JSON
+//
+// For example:
+//
+//	cairn system switch-generation 12
+//	cairn system switch-generation -- -2
 package cli

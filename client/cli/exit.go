@@ -7,8 +7,6 @@ import (
 	"io"
 	"strings"
 
-	"github.com/spf13/cobra"
-
 	"cairn/archive"
 	"cairn/daemon/protocol"
 	"cairn/derivation/eval"
@@ -116,19 +114,11 @@ func report(w io.Writer, err error) int {
 	return exitCode(err)
 }
 
-// usageError is a wrong command line.
+// usageError is a wrong command line; Run adds where to read on.
 type usageError struct{ err error }
 
 func (e *usageError) Error() string { return e.err.Error() }
 func (e *usageError) Unwrap() error { return e.err }
-
-// usage marks err as a wrong command line of cmd.
-func usage(cmd *cobra.Command, err error) error {
-	if err == nil {
-		return nil
-	}
-	return hinted(&usageError{err}, "see '%s --help'", cmd.CommandPath())
-}
 
 // hintError carries the next step for the person who reads the error.
 type hintError struct {

@@ -140,6 +140,7 @@ func newSystemConfirmCmd(env *Env) *cobra.Command {
 		Long: `Keep the switch that was made with --confirm-within and would otherwise be undone.
 Do it over a new connection: that shows that the machine still lets you in.`,
 		Example: `  cairn system confirm
+  cairn system confirm 20261121-034500-1f2e
   ssh web-1 sudo cairn system confirm`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -228,6 +228,15 @@ func (r *rig) check(t *testing.T) {
 	}
 }
 
+// verify checks references and contents of everything.
+func (r *rig) verify(t *testing.T, s *disk.Store) {
+	t.Helper()
+	_, err := s.Verify(t.Context(), &disk.VerifyOptions{Contents: true}, func(p disk.Problem) { t.Errorf("%s: %v", p.Path, p.Err) })
+	if err != nil {
+		t.Errorf("verify: %v", err)
+	}
+}
+
 // replay reads the journal and returns what is rooted, by link.
 func (r *rig) replay(t *testing.T) map[string]store.Path {
 	t.Helper()
