@@ -143,29 +143,6 @@ func (r *rig) stranger() *client.Conn {
 	return c
 }
 
-func socketpair(t testing.TB) (net.Conn, net.Conn) {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "pair")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
-	l, err := net.Listen("unix", filepath.Join(dir, "s"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	a, err := net.Dial("unix", filepath.Join(dir, "s"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b, a
-}
-
 func narOf(t testing.TB, contents string) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -567,7 +544,9 @@ func TestDrain(t *testing.T) {
 		added <- err
 	}()
 	pw.Write(make([]byte, 300_000))
-	waitFor(t, func() bool { return len(r.server.Status(true).Sessions) == 2 && strings.Contains(fmt.Sprint(r.server.Status(true).Sessions), "AddToStore") })
+	waitFor(t, func() bool {
+		return len(r.server.Status(true).Sessions) == 2 && strings.Contains(fmt.Sprint(r.server.Status(true).Sessions), "AddToStore")
+	})
 	drained := make(chan error, 1)
 	go func() { drained <- r.server.Drain(context.Background()) }()
 	waitFor(t, func() bool { return r.server.Status(false).Connections == 1 })

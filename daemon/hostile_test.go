@@ -1,0 +1,261 @@
+package daemon_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cairn/archive"
+	"cairn/client"
+	"cairn/daemon"
+	"cairn/daemon/protocol"
+	"cairn/derivation"
+	"cairn/store"
+)
+
+func socketpair(t testing.TB) (net.Conn, net.Conn) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conns [2]net.Conn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "socket")
+		if conns[i], err = net.FileConn(f); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	}
+	return conns[0], conns[1]
+}
+
+// recorder remembers what is written.
+type recorder struct {
+	net.Conn
+	mu      sync.Mutex
+	written bytes.Buffer
+}
+
+func (r *recorder) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	r.written.Write(p)
+	r.mu.Unlock()
+	return r.Conn.Write(p)
+}
+
+// requests are sessions of a client: one operation each, and all of them together.
+func requests(t testing.TB, r *rig, version protocol.Version) map[string][]byte {
+	t.Helper()
+	ctx := context.Background()
+	a := addText(t, r.dial(), "a", "hello")
+	nothing, err := store.DefaultDir.Path(baseB + ".drv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	contents := narOf(t, "x")
+	ca := &store.Info{NarHash: store.SHA256.Sum(contents), NarSize: int64(len(contents))}
+	ca.CA = store.ContentAddress{Method: store.Recursive, Hash: ca.NarHash}
+	if ca.Path, err = store.DefaultDir.ContentPath("x", ca.CA, store.References{}); err != nil {
+		t.Fatal(err)
+	}
+	drv := &derivation.Derivation{Name: "n", System: "none", Builder: "/bin/sh", Outputs: map[string]derivation.Output{"out": {Method: store.Recursive, Algo: store.SHA256}}}
+	id := store.DrvOutput{Drv: ca.NarHash, Output: "out"}
+	target := []protocol.Target{{Path: nothing, Outputs: protocol.All()}}
+	ops := map[string]func(*client.Conn){
+		"Add":     func(c *client.Conn) { c.Add(ctx, ca, bytes.NewReader(contents)) },
+		"AddFrom": func(c *client.Conn) { c.AddFrom(ctx, []*store.Info{a}, r.store) },
+		"AddToStore": func(c *client.Conn) {
+			c.AddToStore(ctx, "y", store.Flat, store.SHA1, []store.Path{a.Path}, strings.NewReader("y"))
+		},
+		"NAR":         func(c *client.Conn) { c.NAR(ctx, a.Path, io.Discard) },
+		"Info":        func(c *client.Conn) { c.Info(ctx, a.Path) },
+		"ValidPaths":  func(c *client.Conn) { c.ValidPaths(ctx, []store.Path{a.Path, nothing}) },
+		"Referrers":   func(c *client.Conn) { c.Referrers(ctx, a.Path) },
+		"Derivers":    func(c *client.Conn) { c.Derivers(ctx, a.Path) },
+		"Digest":      func(c *client.Conn) { c.PathFromDigest(ctx, a.Path.Digest()) },
+		"All":         func(c *client.Conn) { c.AllPaths(ctx) },
+		"Build":       func(c *client.Conn) { c.Build(ctx, target, client.Normal, nil) },
+		"BuildDrv":    func(c *client.Conn) { c.BuildDerivation(ctx, nothing, drv, client.Normal, nil) },
+		"Missing":     func(c *client.Conn) { c.Missing(ctx, target) },
+		"OutputMap":   func(c *client.Conn) { c.OutputMap(ctx, nothing) },
+		"Ensure":      func(c *client.Conn) { c.Ensure(ctx, a.Path) },
+		"Realisation": func(c *client.Conn) { c.Realisation(ctx, id) },
+		"Register":    func(c *client.Conn) { c.RegisterDrvOutput(ctx, store.Realisation{ID: id, OutPath: a.Path}) },
+		"SetOptions": func(c *client.Conn) {
+			c.SetOptions(ctx, &protocol.Options{Overrides: map[string]string{"timeout": "3", "cores": "x"}})
+		},
+		"TempRoot":  func(c *client.Conn) { c.AddTempRoot(ctx, nothing) },
+		"Indirect":  func(c *client.Conn) { c.AddIndirectRoot(ctx, "relative") },
+		"FindRoots": func(c *client.Conn) { c.FindRoots(ctx) },
+		"Collect": func(c *client.Conn) {
+			c.CollectGarbage(ctx, &protocol.GCOptions{Action: protocol.GCReturnDead, Paths: []store.Path{nothing}, MaxFreed: 1})
+		},
+		"Collect2":  func(c *client.Conn) { c.Collect(ctx, &protocol.GCRequest{DryRun: true}, nil) },
+		"Why":       func(c *client.Conn) { c.Why(ctx, a.Path) },
+		"Status":    func(c *client.Conn) { c.Status(ctx) },
+		"Closure":   func(c *client.Conn) { c.Closure(ctx, []store.Path{a.Path}) },
+		"Import":    func(c *client.Conn) { c.ImportBundle(ctx, bytes.NewReader(bundleOf(t, r, a))) },
+		"Export":    func(c *client.Conn) { c.ExportBundle(ctx, []store.Path{a.Path}, true, io.Discard) },
+		"FollowLog": func(c *client.Conn) { c.FollowLog(ctx, nothing, io.Discard) },
+		"Sign":      func(c *client.Conn) { c.AddSignatures(ctx, a.Path, []string{"x:y"}) },
+		"Verify":    func(c *client.Conn) { c.Verify(ctx, false, false, nil) },
+	}
+	recorded := map[string][]byte{}
+	for name, op := range ops {
+		conn := &recorder{Conn: r.pipe(daemon.Peer{UID: 1234})}
+		c, err := client.New(ctx, conn, &client.Options{Version: version})
+		if err != nil {
+			t.Fatal(err)
+		}
+		op(c)
+		c.Close()
+		recorded[name] = conn.written.Bytes()
+	}
+	return recorded
+}
+
+// bundleOf is a bundle of an object, signed by nobody that is known.
+func bundleOf(t testing.TB, r *rig, info *store.Info) []byte {
+	t.Helper()
+	key, err := archive.GenerateKey("unknown-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	if err := archive.WriteBundle(context.Background(), &b, key, store.DefaultDir, []*store.Info{info}, r.store); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// play sends bytes, hangs up, and waits until the session has ended.
+func (r *rig) play(t testing.TB, b []byte) {
+	t.Helper()
+	server, conn := socketpair(t)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.server.ServeConn(context.Background(), server, daemon.Peer{UID: 1234, GID: 1234})
+	}()
+	go func() {
+		conn.Write(b)
+		conn.(*net.UnixConn).CloseWrite()
+	}()
+	io.Copy(io.Discard, conn)
+	conn.Close()
+	select {
+	case <-done:
+	case <-time.After(20 * time.Second):
+		t.Fatalf("session does not end after %d bytes: %q", len(b), b)
+	}
+}
+
+// TestStopInTheMiddle cuts every request at every word.
+func TestStopInTheMiddle(t *testing.T) {
+	r := start(t, nil)
+	for _, version := range []protocol.Version{protocol.Minor(38), protocol.Minor(34)} {
+		for name, b := range requests(t, r, version) {
+			step := max(8, len(b)/200&^7)
+			for n := 0; n < len(b); n += step {
+				r.play(t, b[:n])
+				r.play(t, b[:n+3])
+			}
+			if t.Failed() {
+				t.Fatalf("in %s", name)
+			}
+		}
+	}
+	addText(t, r.dial(), "after", "all")
+}
+
+// TestNumbersOutOfRange replaces every word of every request by hostile numbers.
+func TestNumbersOutOfRange(t *testing.T) {
+	r := start(t, nil)
+	for name, b := range requests(t, r, protocol.Minor(38)) {
+		step := max(8, len(b)/60&^7)
+		for n := 0; n+8 <= len(b); n += step {
+			for _, v := range []uint64{1 << 63, 1<<64 - 1, 1 << 32, 1 << 20, 7} {
+				bad := bytes.Clone(b)
+				binary.LittleEndian.PutUint64(bad[n:], v)
+				r.play(t, bad)
+			}
+		}
+		if t.Failed() {
+			t.Fatalf("in %s", name)
+		}
+	}
+	addText(t, r.dial(), "after", "all")
+}
+
+// TestGarbageSessions sends noise, at the beginning and after a good handshake.
+func TestGarbageSessions(t *testing.T) {
+	r := start(t, nil)
+	var hello bytes.Buffer
+	for _, v := range []uint64{0x6e697863, uint64(protocol.Minor(34)), 0, 0} {
+		binary.Write(&hello, binary.LittleEndian, v)
+	}
+	rnd := rand.New(rand.NewPCG(1, 2))
+	var wg sync.WaitGroup
+	for range 8 {
+		seed := rnd.Uint64()
+		wg.Go(func() {
+			rnd := rand.New(rand.NewPCG(seed, 1))
+			for range 60 {
+				noise := make([]byte, rnd.IntN(4000))
+				for i := range noise {
+					if noise[i] = byte(rnd.Uint32()); rnd.IntN(8) > 0 {
+						noise[i] = 0
+					}
+				}
+				r.play(t, noise)
+				r.play(t, append(bytes.Clone(hello.Bytes()), noise...))
+			}
+		})
+	}
+	wg.Wait()
+	if n := len(r.server.Status(true).Sessions); n != 0 {
+		t.Errorf("%d sessions are left", n)
+	}
+}
+
+// TestSilentClients say nothing, or half a word, and disturb nobody.
+func TestSilentClients(t *testing.T) {
+	r := start(t, nil)
+	for range 20 {
+		conn := r.pipe(daemon.Peer{UID: 1234})
+		conn.Write([]byte("cxin"))
+	}
+	c := r.dial()
+	for i := range 20 {
+		addText(t, c, fmt.Sprint("n", i), "x")
+	}
+}
+
+// FuzzSession sends anything after the handshake to a live daemon.
+func FuzzSession(f *testing.F) {
+	r := start(f, nil)
+	var hello bytes.Buffer
+	for _, v := range []uint64{0x6e697863, uint64(protocol.Minor(38)), 1} {
+		binary.Write(&hello, binary.LittleEndian, v)
+	}
+	hello.Write([]byte("\x07\x00\x00\x00\x00\x00\x00\x00cairn-1\x00"))
+	hello.Write(make([]byte, 16))
+	for _, b := range requests(f, r, protocol.Minor(38)) {
+		f.Add(b[min(len(b), hello.Len()):])
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r.play(t, append(bytes.Clone(hello.Bytes()), b...))
+	})
+}
