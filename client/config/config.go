@@ -63,14 +63,13 @@ type Machine struct {
 
 // Environment is how a machine is reached.
 type Environment struct {
-	Type       string // "managed_host"
-	Host       string
-	Port       int    // 0: what ssh's configuration says
-	User       string // "": likewise
-	Identity   string // a file, absolute; "": likewise
-	HostKey    string // "": what known_hosts says
-	SSHConfig  string // a file, absolute; "": the user's
-	SSHOptions []string
+	Type      string // "managed_host"
+	Host      string
+	Port      int    // 0: what ssh's configuration says
+	User      string // "": likewise
+	Identity  string // a file, absolute; "": likewise
+	HostKey   string // "": what known_hosts says
+	SSHConfig string // a file, absolute; "": the user's
 }
 
 // Target is something that can be built or that is a source.
