@@ -25,7 +25,7 @@ import (
 // newLayout makes a store below a temporary directory.
 func newLayout(t testing.TB) disk.Layout {
 	t.Helper()
-	l, err := disk.NewLayout(t.TempDir(), nil)
+	l, err := disk.NewLayout(storetest.TempDir(t), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,7 +37,7 @@ func TestCrash(t *testing.T) {
 	if n, err := strconv.Atoi(os.Getenv("CAIRN_TEST_CRASHES")); err == nil {
 		kills = n
 	}
-	l, err := disk.NewLayout(t.TempDir(), nil)
+	l, err := disk.NewLayout(storetest.TempDir(t), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,7 @@ import (
 	"cairn/store/disk"
 	"cairn/store/gc"
 	"cairn/store/profile"
+	"cairn/store/storetest"
 )
 
 type rig struct {
@@ -30,7 +31,7 @@ type rig struct {
 
 func newRig(t testing.TB) *rig {
 	t.Helper()
-	l, err := disk.NewLayout(t.TempDir(), nil)
+	l, err := disk.NewLayout(storetest.TempDir(t), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -39,6 +42,22 @@ func Run(t *testing.T, open func(t *testing.T) store.ReadWriter) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) { test.run(t, open(t)) })
 	}
+}
+
+// TempDir returns a directory for a store, and makes what is in it removable when the test ends: objects are
+// read-only, which keeps an ordinary user from removing them.
+func TempDir(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	t.Cleanup(func() {
+		filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
+			if err == nil && e.IsDir() {
+				os.Chmod(p, 0o700)
+			}
+			return nil
+		})
+	})
+	return dir
 }
 
 // File returns the archive of a plain file.
