@@ -148,6 +148,9 @@ func (p *Plan) planGroups(in Input, u *system.User, ours *Account, join bool) {
 		}
 		if slices.Contains(in.Facts.Accounts.Groups[g].Members, u.Name) {
 			p.account(AccountChange{Name: u.Name, Action: "leave", To: g})
+			if u.Name == in.Facts.Session.User && slices.Contains([]string{"sudo", "wheel", "admin"}, g) {
+				p.conflict("way in", u.Name, "the plan would take the user whose session this is out of group %s", g)
+			}
 		}
 		ours.Groups = slices.DeleteFunc(ours.Groups, func(h string) bool { return h == g })
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -239,6 +240,61 @@ func TestSwitchAndBack(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(r.root, "cairn/var/journal/backup/*")); len(left) != 1 {
 		t.Errorf("backups %v, want only that of motd", left)
+	}
+}
+
+// TestEqualFileStaysTheHosts: what the host had, and happened to be as wanted, is there when the system goes.
+func TestEqualFileStaysTheHosts(t *testing.T) {
+	r := newRig(t)
+	r.write("etc/timezone", "Etc/UTC\n")
+	r.write("usr/share/zoneinfo/Europe/Paris", "")
+	original := r.tree()
+	for _, zone := range []string{"Etc/UTC", "Europe/Paris"} {
+		if _, err := r.engine().Switch(t.Context(), r.system(system.Spec{Timezone: zone}), nil); err != nil {
+			t.Fatal(err)
+		}
+		r.holds("etc/timezone", zone+"\n")
+		if zone == "Etc/UTC" {
+			continue
+		}
+		if _, err := r.engine().SwitchGeneration(t.Context(), 0, nil); err != nil {
+			t.Fatal(err)
+		}
+		if got := r.tree(); got != original {
+			t.Errorf("got:\n%s\nwant:\n%s", got, original)
+		}
+	}
+	if _, err := r.engine().SwitchGeneration(t.Context(), 1, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.engine().SwitchGeneration(t.Context(), 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.tree(); got != original {
+		t.Errorf("got:\n%s\nwant:\n%s", got, original)
+	}
+}
+
+func TestOwnerOfACopy(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root; run as root: make root")
+	}
+	r := newRig(t)
+	r.write("etc/passwd", "root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n")
+	file := system.EtcFile{Path: "x", Source: r.object("x", "x"), Mode: "640"}
+	for _, owner := range []string{"", "nobody", ""} {
+		file.User = owner
+		sys := r.system(system.Spec{Etc: []system.EtcFile{file}})
+		for _, outcome := range []string{"switched", "unchanged"} {
+			res, err := r.engine().Switch(t.Context(), sys, nil)
+			if err != nil || res.Outcome != outcome {
+				t.Fatalf("owner %q: %+v %v", owner, res, err)
+			}
+		}
+		fi, _ := os.Stat(filepath.Join(r.root, "etc/x"))
+		if uid := fi.Sys().(*syscall.Stat_t).Uid; (owner == "nobody") != (uid == 65534) {
+			t.Errorf("owner %q: uid %d", owner, uid)
+		}
 	}
 }
 

@@ -18,6 +18,9 @@ type Claim struct {
 	Source  string `json:"source,omitempty"` // what a link through the profile leads to, for the plan
 }
 
+// throughProfile reports whether the claim is a link whose meaning changes with the profile.
+func (c Claim) throughProfile() bool { return c.Node.Kind == "link" && c.Source != "" }
+
 // FileChange is what happens to a path.
 type FileChange struct {
 	Path   string `json:"path"`
@@ -138,12 +141,12 @@ func (p *Plan) planClaim(in Input, c Claim) {
 	case there.Kind == "directory" || there.Kind == "other":
 		p.conflict("file", c.Path, "is %s that is not ours; move it away", there)
 		return
-	case there.Same(c.Node):
+	case there.Same(c.Node) && !in.wrongOwner(there, c.Node, ours.Now, owned):
 		if owned && changedBehind(in, c) {
 			ch.Action = "changes"
 		}
-		if !owned {
-			before = absent
+		if !owned && c.throughProfile() {
+			before = absent // only we make such links
 		}
 	case there.Kind == "absent":
 		ch.Action = "create"
@@ -152,6 +155,9 @@ func (p *Plan) planClaim(in Input, c Claim) {
 		}
 	case owned && there.Same(ours.Now):
 		ch.Action = "update"
+		if there.Same(c.Node) {
+			ch.Reason = "owner"
+		}
 	case c.Replace:
 		ch.Action, ch.Reason = "replace", "a copy of the host's is kept"
 		if owned {
@@ -169,6 +175,18 @@ func (p *Plan) planClaim(in Input, c Claim) {
 	}
 	p.Files = append(p.Files, ch)
 	p.next.Files[c.Path] = Owned{Now: c.Node, Before: before}
+}
+
+// wrongOwner reports whether a copy belongs to somebody else than it should.
+func (in Input) wrongOwner(there, want, ours Node, owned bool) bool {
+	if owned && (want.User != ours.User || want.Group != ours.Group) {
+		return true
+	}
+	if u, ok := in.Facts.Accounts.Users[want.User]; want.User != "" && (!ok || u.UID != there.UID) {
+		return true
+	}
+	g, ok := in.Facts.Accounts.Groups[want.Group]
+	return want.Group != "" && (!ok || g.GID != there.GID)
 }
 
 // changedBehind reports whether a link through the profile leads to something else than before.

@@ -176,7 +176,7 @@ func TestFileVerdicts(t *testing.T) {
 func TestAccountVerdicts(t *testing.T) {
 	host := activate.Accounts{
 		Users:  map[string]activate.Person{"alice": {UID: 1000, GID: 1000, Shell: "/bin/sh", Home: "/home/alice"}},
-		Groups: map[string]activate.Circle{"alice": {GID: 1000}, "docker": {GID: 5, Members: []string{"alice"}}, "sudo": {GID: 27}},
+		Groups: map[string]activate.Circle{"alice": {GID: 1000}, "docker": {GID: 5, Members: []string{"alice"}}, "sudo": {GID: 27, Members: []string{"carol"}}},
 	}
 	id := 1001
 	for name, c := range map[string]struct {
@@ -184,20 +184,21 @@ func TestAccountVerdicts(t *testing.T) {
 		account *activate.Account
 		want    string
 	}{
-		"unchanged":             {&system.User{Name: "alice", Shell: "/bin/sh"}, nil, ""},
-		"new":                   {&system.User{Name: "bob"}, nil, "add bob"},
-		"new in a group":        {&system.User{Name: "bob", Groups: []string{"sudo"}}, nil, "add bob|bob joins group sudo"},
-		"new system account":    {&system.User{Name: "web", System: true, Groups: []string{"sudo"}}, nil, "add web"},
-		"shell":                 {&system.User{Name: "alice", Shell: "/bin/bash"}, nil, `alice: shell "/bin/sh" → "/bin/bash"`},
-		"joins":                 {&system.User{Name: "alice", Groups: []string{"sudo"}}, nil, "alice joins group sudo"},
-		"leaves what was ours":  {&system.User{Name: "alice"}, &activate.Account{Groups: []string{"docker"}}, "alice leaves group docker"},
-		"number":                {&system.User{Name: "alice", UID: &id}, nil, "account alice: user has number 1000"},
-		"removed, ours":         {nil, &activate.Account{Created: true}, "disable alice"},
-		"removed, the host's":   {nil, &activate.Account{}, ""},
-		"removed, given back":   {nil, &activate.Account{Before: map[string]string{"shell": "/bin/zsh"}}, `alice: shell "/bin/sh" → "/bin/zsh"`},
-		"removed, already":      {nil, &activate.Account{Created: true, Disabled: &activate.Login{}}, ""},
-		"comes back":            {&system.User{Name: "alice"}, &activate.Account{Created: true, Disabled: &activate.Login{Shell: "/bin/sh"}}, "enable alice"},
-		"removed in my session": {nil, &activate.Account{Created: true}, "way in alice"},
+		"unchanged":               {&system.User{Name: "alice", Shell: "/bin/sh"}, nil, ""},
+		"new":                     {&system.User{Name: "bob"}, nil, "add bob"},
+		"new in a group":          {&system.User{Name: "bob", Groups: []string{"sudo"}}, nil, "add bob|bob joins group sudo"},
+		"new system account":      {&system.User{Name: "web", System: true, Groups: []string{"sudo"}}, nil, "add web"},
+		"shell":                   {&system.User{Name: "alice", Shell: "/bin/bash"}, nil, `alice: shell "/bin/sh" → "/bin/bash"`},
+		"joins":                   {&system.User{Name: "alice", Groups: []string{"sudo"}}, nil, "alice joins group sudo"},
+		"leaves what was ours":    {&system.User{Name: "alice"}, &activate.Account{Groups: []string{"docker"}}, "alice leaves group docker"},
+		"number":                  {&system.User{Name: "alice", UID: &id}, nil, "account alice: user has number 1000"},
+		"removed, ours":           {nil, &activate.Account{Created: true}, "disable alice"},
+		"removed, the host's":     {nil, &activate.Account{}, ""},
+		"removed, given back":     {nil, &activate.Account{Before: map[string]string{"shell": "/bin/zsh"}}, `alice: shell "/bin/sh" → "/bin/zsh"`},
+		"removed, already":        {nil, &activate.Account{Created: true, Disabled: &activate.Login{}}, ""},
+		"comes back":              {&system.User{Name: "alice"}, &activate.Account{Created: true, Disabled: &activate.Login{Shell: "/bin/sh"}}, "enable alice"},
+		"out of sudo, my session": {&system.User{Name: "carol"}, nil, "out of group sudo"},
+		"removed in my session":   {nil, &activate.Account{Created: true}, "way in alice"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			state := &activate.State{Version: 1, Accounts: map[string]*activate.Account{}}
@@ -209,8 +210,13 @@ func TestAccountVerdicts(t *testing.T) {
 				wanted.Users = []system.User{*c.user}
 			}
 			facts := &activate.Facts{Accounts: host}
-			if name == "removed in my session" {
+			switch name {
+			case "removed in my session":
 				facts.Session.User = "alice"
+			case "out of sudo, my session":
+				facts.Session.User = "carol"
+				host.Users["carol"] = activate.Person{UID: 1002, GID: 1002}
+				state.Accounts["carol"] = &activate.Account{Created: true, Groups: []string{"sudo"}}
 			}
 			p := activate.NewPlan(activate.Input{Wanted: wanted, State: state, Facts: facts})
 			var got []string

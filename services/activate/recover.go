@@ -169,8 +169,8 @@ func (e *Engine) conclude(ctx context.Context, j *Journal, booting bool) (*Resul
 	return r, err
 }
 
-// settlePending is what every switch does first.
-func (e *Engine) settlePending(ctx context.Context) error {
+// settlePending is what every switch does first. A dry run changes nothing, so it does not undo.
+func (e *Engine) settlePending(ctx context.Context, dry bool) error {
 	j, err := pendingJournal(e.journalDir())
 	if err != nil || j == nil {
 		return err
@@ -181,6 +181,9 @@ func (e *Engine) settlePending(ctx context.Context) error {
 	}
 	if wait > 0 {
 		return fmt.Errorf("%w: %s, until %s; confirm it or undo it first", ErrUnconfirmed, j.ID, time.Now().Add(wait).UTC().Format(time.TimeOnly))
+	}
+	if dry {
+		return fmt.Errorf("switch %s did not end; run 'cairn system recover' first", j.ID)
 	}
 	_, err = e.conclude(ctx, j, false)
 	return err

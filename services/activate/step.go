@@ -2,6 +2,7 @@ package activate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -244,29 +245,30 @@ func (e *Engine) dropAccounts(ctx context.Context, users, groups []string) error
 	if err != nil {
 		return err
 	}
+	var errs []error
 	for _, name := range users {
-		if _, exists := have.Users[name]; !exists {
-			continue
-		}
-		if err := e.command(ctx, "userdel", "--", name); err != nil {
-			e.opts.Logger.Warn("account is in use; it is disabled instead", "user", name, "error", err)
-			if err := e.command(ctx, "usermod", "--lock", "--expiredate", "1", "--shell", noLogin, "--", name); err != nil {
-				return err
-			}
+		if _, exists := have.Users[name]; exists {
+			errs = append(errs, e.dropUser(ctx, name))
 		}
 	}
 	if have, err = e.accounts(); err != nil {
-		return err
+		return errors.Join(append(errs, err)...)
 	}
 	for _, name := range groups {
-		if _, exists := have.Groups[name]; !exists {
-			continue
-		}
-		if err := e.command(ctx, "groupdel", "--", name); err != nil {
-			return err
+		if _, exists := have.Groups[name]; exists {
+			errs = append(errs, e.command(ctx, "groupdel", "--", name))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
+}
+
+func (e *Engine) dropUser(ctx context.Context, name string) error {
+	err := e.command(ctx, "userdel", "--", name)
+	if err == nil {
+		return nil
+	}
+	disable := e.command(ctx, "usermod", "--lock", "--expiredate", "1", "--shell", noLogin, "--", name)
+	return errors.Join(fmt.Errorf("account %s is in use, and was disabled instead of deleted: %w", name, err), disable)
 }
 
 // fileStep turns a planned change into a step, keeping a copy of what is there.

@@ -103,7 +103,7 @@ func (e *Engine) change(ctx context.Context, opts *SwitchOptions, find func() (g
 	if err := e.connect(ctx); err != nil {
 		return nil, err
 	}
-	if err := e.settlePending(ctx); err != nil {
+	if err := e.settlePending(ctx, opts.DryRun); err != nil {
 		return nil, err
 	}
 	g, err := find()
@@ -464,6 +464,11 @@ func (t *transaction) reloadUnits(ctx context.Context) error {
 func (t *transaction) runUnits(ctx context.Context) error {
 	var names []UnitChange
 	for _, u := range t.p.Units {
+		if u.Action == "stop" && !u.Active { // or a failure would be listed for a unit that is no more
+			if err := t.e.systemd.ResetFailed(ctx, u.Name); err != nil {
+				return err
+			}
+		}
 		if u.Action == "start" || u.Action == "restart" || u.Action == "reload" {
 			names = append(names, u)
 		}
