@@ -75,9 +75,7 @@ func (a *attempt) attributeFiles(attrs attributes, files map[string][]byte) erro
 		}
 		all[name] = graphValue(infos)
 	}
-	var b bytes.Buffer
-	writeJSON(&b, map[string]any(all))
-	files[".attrs.json"] = b.Bytes()
+	files[".attrs.json"] = jsonOf(all)
 	files[".attrs.sh"] = shellText(all)
 	return nil
 }
@@ -119,6 +117,12 @@ func closureSize(infos map[store.Path]*store.Info, p store.Path, seen map[store.
 		n += closureSize(infos, r, seen)
 	}
 	return n
+}
+
+func jsonOf(attrs attributes) []byte {
+	var b bytes.Buffer
+	writeJSON(&b, map[string]any(attrs))
+	return b.Bytes()
 }
 
 // writeJSON writes the form that Nix writes: no spaces, keys sorted, only what must be is escaped.

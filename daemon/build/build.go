@@ -403,14 +403,13 @@ func (b *Builder) OutputMap(drv store.Path) (map[string]store.Path, error) {
 // storeFacts answers from the store, and remembers the derivations of one request.
 type storeFacts struct {
 	b      *Builder
-	hashes *derivation.Hashes
-	mu     sync.Mutex // guards drvs
+	mu     sync.Mutex          // guards the rest
+	hashed map[store.Path]bool // what the store's hashes modulo know
 	drvs   map[store.Path]*derivation.Derivation
 }
 
 func (b *Builder) facts() *storeFacts {
-	f := &storeFacts{b: b, drvs: map[store.Path]*derivation.Derivation{}}
-	f.hashes = derivation.NewHashes(f.derivation)
+	f := &storeFacts{b: b, drvs: map[store.Path]*derivation.Derivation{}, hashed: map[store.Path]bool{}}
 	return f
 }
 
@@ -448,7 +447,46 @@ func (f *storeFacts) realised(id store.DrvOutput) (store.Path, bool) {
 }
 
 func (f *storeFacts) identity(d *derivation.Derivation, output string) (store.DrvOutput, error) {
-	return f.hashes.DrvOutput(d, output)
+	if err := f.hash(d); err != nil {
+		return store.DrvOutput{}, err
+	}
+	return f.b.store.Hashes().DrvOutput(d, output)
+}
+
+// hash has the inputs' hashes modulo computed from below, so that a chain of any length takes no stack.
+func (f *storeFacts) hash(d *derivation.Derivation) error {
+	type frame struct {
+		path store.Path
+		todo []store.Path
+	}
+	stack := []frame{{todo: sortedKeys(d.InputDrvs)}}
+	for len(stack) > 0 {
+		top := &stack[len(stack)-1]
+		if len(top.todo) == 0 {
+			if !top.path.IsZero() {
+				if _, err := f.b.store.Hashes().Input(top.path); err != nil {
+					return err
+				}
+			}
+			stack = stack[:len(stack)-1]
+			continue
+		}
+		next := top.todo[0]
+		top.todo = top.todo[1:]
+		f.mu.Lock()
+		known := f.hashed[next]
+		f.hashed[next] = true
+		f.mu.Unlock()
+		if known {
+			continue
+		}
+		in, err := f.derivation(next)
+		if err != nil {
+			return err
+		}
+		stack = append(stack, frame{path: next, todo: sortedKeys(in.InputDrvs)})
+	}
+	return nil
 }
 
 // fill adds the realisations of the wanted outputs to a result.

@@ -255,6 +255,31 @@ func (b *Builder) FollowLog(ctx context.Context, drv store.Path, w io.Writer) er
 	return unpackLog(w, f)
 }
 
+// AddLog keeps the log of a derivation that was built elsewhere. Whether the peer may add one is the caller's business.
+func (b *Builder) AddLog(ctx context.Context, drv store.Path, r io.Reader) error {
+	l, err := newLogWriter(b.logPath(drv), func(Event) {}, 0, func(error) {})
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(l, &cancellable{ctx, r}); err != nil {
+		l.Close()
+		return fmt.Errorf("add log of %s: %w", drv, err)
+	}
+	return l.Close()
+}
+
+type cancellable struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c *cancellable) Read(p []byte) (int, error) {
+	if c.ctx.Err() != nil {
+		return 0, context.Cause(c.ctx)
+	}
+	return c.r.Read(p)
+}
+
 // unpackLog writes what a log holds; one that a crash has cut ends where it ends.
 func unpackLog(w io.Writer, r io.Reader) error {
 	d, err := archive.NewDecompressor(r, archive.Zstd)

@@ -392,7 +392,9 @@ func (a *attempt) explain(ctx context.Context, err error) error {
 func (a *attempt) sandboxed(ctx context.Context, r *protocol.BuildResult) error {
 	slot, free := a.b.slot()
 	defer free()
-	a.uid = hostID(slot)
+	if a.uid = hostID(slot); a.uid == 0 {
+		return fmt.Errorf("build '%s': this container has no user id to give to a builder", a.key.drv)
+	}
 	spec, err := a.spec()
 	if err != nil {
 		return err
