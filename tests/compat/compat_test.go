@@ -287,3 +287,81 @@ func TestLogs(t *testing.T) {
 	}
 	t.Logf("ping: %s%s", o.out, o.err)
 }
+
+// TestStranger builds as a user whom the daemon does not trust.
+func TestStranger(t *testing.T) {
+	w := newWorld(t)
+	w.file(t, "g.nix", graph())
+	want := w.theirs.run("nix-build", "g.nix", "-A", "onFloating", "--no-out-link")
+	signed := w.theirs.run("nix-build", "g.nix", "-A", "first", "--no-out-link")
+	stream := w.theirs.try(nil, "nix-store", "--export", signed)
+	s := w.ours
+	s.as = []string{"setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"}
+	s.env = append(s.env, "HOME="+w.root+"/nobody")
+	if err := os.Mkdir(filepath.Join(w.root, "nobody"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(filepath.Join(w.root, "nobody"), 65534, 65534); err != nil {
+		t.Fatal(err)
+	}
+	s.env = append(s.env, "XDG_CACHE_HOME="+w.root+"/nobody/cache")
+	if o := s.try([]byte(stream.out), "nix-store", "--import"); o.code == 0 || !strings.Contains(o.err, "lacks a signature") {
+		t.Errorf("import of an unsigned path: %d, %s", o.code, o.err)
+	}
+	if o := s.try(nil, "nix-store", "-q", "--hash", signed); o.code == 0 {
+		t.Error("it is valid nevertheless")
+	}
+	if got := s.run("nix-build", "g.nix", "-A", "onFloating", "--no-out-link", "--option", "timeout", "100"); got != want {
+		t.Errorf("built %s, nix built %s", got, want)
+	}
+	if o := s.try(nil, "nix-store", "--verify", "--repair"); o.code == 0 {
+		t.Error("a stranger may repair")
+	}
+	if o := s.try(nil, "nix-build", "g.nix", "-A", "onFloating", "--no-out-link", "--repair"); o.code == 0 {
+		t.Error("a stranger may rebuild")
+	}
+	if roots := s.run("nix-store", "--gc", "--print-roots"); strings.Contains(roots, "/proc/") {
+		t.Errorf("a stranger sees what runs: %s", roots)
+	}
+}
+
+// TestRemote uses the daemon as an ssh-ng store, where nix sees no files.
+func TestRemote(t *testing.T) {
+	w := newWorld(t)
+	w.file(t, "g.nix", graph())
+	bin := filepath.Join(w.root, "bin")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(bin, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// nix waits for the first line when it starts a master or asks for it with echo.
+	ssh := "#!/bin/sh\nfor a; do case $a in *echo*started*) echo started;; esac; done\nexec env " + proxyVariable + "=" + w.ours.conn + " " + self + "\n"
+	if err := os.WriteFile(filepath.Join(bin, "ssh"), []byte(ssh), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s := w.theirs
+	for i, v := range s.env {
+		if path, ok := strings.CutPrefix(v, "PATH="); ok {
+			s.env[i] = "PATH=" + bin + ":" + path
+		}
+	}
+	path := s.run("nix-build", "g.nix", "-A", "floating", "--no-out-link")
+	s.run("nix", "copy", "--no-check-sigs", "--to", "ssh-ng://somewhere", path)
+	if got := w.ours.run("nix-store", "-qR", path); got != s.run("nix-store", "-qR", path) {
+		t.Errorf("closure: %s", got)
+	}
+	s.run("nix", "path-info", "--store", "ssh-ng://somewhere", "-r", path)
+	if got := s.run("nix", "store", "cat", "--store", "ssh-ng://somewhere", path); got != s.run("cat", path) {
+		t.Errorf("cat: %s", got)
+	}
+	two := w.ours.run("nix-build", "g.nix", "-A", "two", "--no-out-link")
+	s.run("nix", "copy", "--no-check-sigs", "--from", "ssh-ng://somewhere", two)
+	w.same(t, "nix-store", "-q", "--hash", two)
+	built := s.run("nix-build", "g.nix", "-A", "onFirst", "--no-out-link", "--store", "ssh-ng://somewhere")
+	if got := w.ours.run("nix-build", "g.nix", "-A", "onFirst", "--no-out-link"); got != built {
+		t.Errorf("built %s, %s", built, got)
+	}
+}

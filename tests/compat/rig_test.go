@@ -9,9 +9,12 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -22,9 +25,33 @@ import (
 	"cairn/store/disk"
 )
 
+// proxyVariable makes this program what ssh would be: a way to the daemon's socket.
+const proxyVariable = "COMPAT_PROXY"
+
 func TestMain(m *testing.M) {
 	sandbox.Init()
+	if socket := os.Getenv(proxyVariable); socket != "" {
+		if err := proxy(socket); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
+}
+
+// proxy joins standard input and output with a socket.
+func proxy(socket string) error {
+	c, err := net.Dial("unix", socket)
+	if err != nil {
+		return err
+	}
+	go func() {
+		io.Copy(c, os.Stdin)
+		c.(*net.UnixConn).CloseWrite()
+	}()
+	_, err = io.Copy(os.Stdout, c)
+	return err
 }
 
 // need skips, or fails in CI, what cannot run here.
@@ -57,8 +84,9 @@ type side struct {
 	dir   string // logical store directory
 	real  string // where it is
 	state string
-	conn  string // socket of the daemon, if it is ours
-	work  string // current directory
+	conn  string   // socket of the daemon, if it is ours
+	work  string   // current directory
+	as    []string // what runs commands as somebody else
 	store *disk.Store
 }
 
@@ -84,6 +112,9 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { removeAll(root) })
+	if err := os.Chmod(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	w := &world{root: root, dir: filepath.Join(root, "store")}
 	w.theirs = w.side(t, "nix")
 	w.theirs.real = w.dir
@@ -171,6 +202,7 @@ type output struct {
 // try runs a command with the side's store in its place.
 func (s *side) try(stdin []byte, argv ...string) output {
 	s.t.Helper()
+	argv = append(slices.Clone(s.as), argv...)
 	script := `mount --bind "$1" "$2" && shift 2 && exec "$@"`
 	args := append([]string{"-m", "--propagation", "private", "sh", "-c", script, "sh", s.real, s.dir}, argv...)
 	if s.real == s.dir {
