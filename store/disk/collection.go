@@ -147,11 +147,10 @@ type Collection struct {
 // Collect begins a collection; others wait until it ends. With keepDerivations, what is kept
 // keeps the derivation that made it.
 func (s *Store) Collect(ctx context.Context, keepDerivations bool) (*Collection, error) {
-	if err := context.Cause(ctx); err != nil {
+	s.liveLeases() // ends those that have expired
+	if err := s.beginDeletion(ctx); err != nil {
 		return nil, err
 	}
-	s.liveLeases() // ends those that have expired
-	s.deletions.Lock()
 	g := s.graph
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -237,7 +236,20 @@ func (c *Collection) End() {
 	c.g.collection = nil
 	c.g.recycle()
 	c.g.mu.Unlock()
-	c.s.deletions.Unlock()
+	<-c.s.deletions
+}
+
+// beginDeletion waits until no other deletion runs. Receiving from deletions ends it.
+func (s *Store) beginDeletion(ctx context.Context) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	select {
+	case s.deletions <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // Deleted is an object that is gone.
@@ -271,8 +283,10 @@ func (c *Collection) Delete(ids []uint32) ([]Deleted, error) {
 // are held, being added again, or referred to by paths that are not given.
 func (s *Store) Delete(ctx context.Context, paths []store.Path) ([]Deleted, error) {
 	s.liveLeases()
-	s.deletions.Lock()
-	defer s.deletions.Unlock()
+	if err := s.beginDeletion(ctx); err != nil {
+		return nil, err
+	}
+	defer func() { <-s.deletions }()
 	order, err := s.TopoSort(paths)
 	if err != nil {
 		return nil, err

@@ -32,7 +32,7 @@
 //
 // # Lock order
 //
-// Keyed lock of paths (sorted), then Store.mu, then graph.mu; the last two for moments only.
+// Keyed locks of paths (sorted), then Lease.mu, then Store.mu, then graph.mu; the last two for moments only.
 // A deletion only tries keyed locks.
 //
 // Not here: who may add what (package daemon), roots and what is garbage (package gc), building.
@@ -97,7 +97,7 @@ type Store struct {
 	hashes *derivation.Hashes
 
 	additions chan *addition
-	deletions sync.Mutex // serialises deletions that are not collections with collections
+	deletions chan struct{} // full while a collection or another deletion runs
 	background
 	names atomic.Uint64 // for temporary names
 	start string        // makes temporary names unique across processes
@@ -117,7 +117,7 @@ type background struct {
 // Open opens a store whose directories Init has made, removes what a crash has left, and loads the graph.
 // A second process gets ErrInUse.
 func Open(ctx context.Context, l Layout, opts *Options) (*Store, error) {
-	s := &Store{layout: l, graph: newGraph(), additions: make(chan *addition, 1024), leases: map[*Lease]struct{}{}}
+	s := &Store{layout: l, graph: newGraph(), additions: make(chan *addition, 1024), deletions: make(chan struct{}, 1), leases: map[*Lease]struct{}{}}
 	s.stop = make(chan struct{})
 	s.hashes = derivation.NewHashes(s.Derivation)
 	if opts != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,10 +20,11 @@ type Lease struct {
 	s     *Store
 	owner string
 
-	mu      sync.Mutex // guards the rest; before Store.mu and graph.mu
-	paths   map[store.Path]struct{}
-	expires time.Time // zero: with the process
-	over    bool
+	mu    sync.Mutex // guards paths and over; before Store.mu and graph.mu
+	paths map[store.Path]struct{}
+	over  bool
+
+	expires time.Time // guarded by Store.mu; zero: with the process
 }
 
 // LeaseInfo describes a lease.
@@ -33,23 +35,24 @@ type LeaseInfo struct {
 }
 
 // Lease returns a new lease. With a time to live, the lease that owner has already is returned,
-// if any, its life prolonged.
+// if any, and lives at least so long from now.
 func (s *Store) Lease(owner string, ttl time.Duration) *Lease {
-	l := &Lease{s: s, owner: owner, paths: map[store.Path]struct{}{}}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if ttl > 0 {
-		l.expires = time.Now().Add(ttl)
-		for old := range s.leases {
-			if old.owner == owner && !old.expires.IsZero() {
-				l = old
+	expires := time.Now().Add(ttl)
+	if ttl <= 0 {
+		expires = time.Time{}
+	}
+	for old := range s.leases {
+		if ttl > 0 && old.owner == owner && !old.expires.IsZero() {
+			if expires.After(old.expires) {
+				old.expires = expires
 			}
+			return old
 		}
 	}
+	l := &Lease{s: s, owner: owner, paths: map[store.Path]struct{}{}, expires: expires}
 	s.leases[l] = struct{}{}
-	if ttl > 0 {
-		l.expires = time.Now().Add(ttl)
-	}
 	return l
 }
 
@@ -62,28 +65,30 @@ func (l *Lease) Hold(paths ...store.Path) error {
 	if l.over {
 		return fmt.Errorf("lease of %s has ended", l.owner)
 	}
-	var added []meta.Digest
 	for _, p := range paths {
 		if p.Dir() != l.s.layout.Dir {
-			return fmt.Errorf("hold %s: it is of another store", p)
+			return fmt.Errorf("hold %q: it is of another store", p)
 		}
+	}
+	var added []meta.Digest
+	for _, p := range paths {
 		if _, ok := l.paths[p]; !ok {
 			l.paths[p] = struct{}{}
 			added = append(added, meta.DigestOf(p))
 		}
 	}
 	l.s.graph.hold(added...)
-	if l.expires.IsZero() || len(added) == 0 {
+	if len(added) == 0 {
 		return nil
 	}
 	return l.persist()
 }
 
-// Renew moves the expiry of a lease with a time to live.
+// Renew makes a lease with a time to live expire so long from now.
 func (l *Lease) Renew(ttl time.Duration) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.over || l.expires.IsZero() {
+	if l.over || l.deadline().IsZero() {
 		return nil
 	}
 	l.s.mu.Lock()
@@ -92,10 +97,20 @@ func (l *Lease) Renew(ttl time.Duration) error {
 	return l.persist()
 }
 
-// persist writes the lease's row. The caller holds mu.
+func (l *Lease) deadline() time.Time {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	return l.expires
+}
+
+// persist writes the row of a lease with a time to live. The caller holds mu.
 func (l *Lease) persist() error {
+	expires := l.deadline()
+	if expires.IsZero() {
+		return nil
+	}
 	var b meta.Batch
-	b.PutLease(&meta.Lease{Owner: l.owner, Expires: l.expires.Unix(), Paths: l.list()})
+	b.PutLease(&meta.Lease{Owner: l.owner, Expires: expires.Unix(), Paths: l.list()})
 	return l.s.db.Commit(&b)
 }
 
@@ -109,22 +124,27 @@ func (l *Lease) list() []store.Path {
 }
 
 // Release ends the lease. It may be called more than once.
-func (l *Lease) Release() {
+func (l *Lease) Release() { l.end(func() bool { return true }) }
+
+// end ends the lease if it is to end, which is asked under Store.mu.
+func (l *Lease) end(want func() bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.over {
+	l.s.mu.Lock()
+	persisted := !l.expires.IsZero()
+	if l.over || !want() {
+		l.s.mu.Unlock()
 		return
 	}
 	l.over = true
+	delete(l.s.leases, l)
+	l.s.mu.Unlock()
 	var ds []meta.Digest
 	for p := range l.paths {
 		ds = append(ds, meta.DigestOf(p))
 	}
 	l.s.graph.release(ds...)
-	l.s.mu.Lock()
-	delete(l.s.leases, l)
-	l.s.mu.Unlock()
-	if l.expires.IsZero() {
+	if !persisted {
 		return
 	}
 	var b meta.Batch
@@ -139,15 +159,10 @@ func (s *Store) Leases() []LeaseInfo {
 	var infos []LeaseInfo
 	for _, l := range s.liveLeases() {
 		l.mu.Lock()
-		infos = append(infos, LeaseInfo{Owner: l.owner, Expires: l.expires, Paths: l.list()})
+		infos = append(infos, LeaseInfo{Owner: l.owner, Expires: l.deadline(), Paths: l.list()})
 		l.mu.Unlock()
 	}
-	slices.SortFunc(infos, func(a, b LeaseInfo) int {
-		if a.Owner < b.Owner {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(infos, func(a, b LeaseInfo) int { return strings.Compare(a.Owner, b.Owner) })
 	return infos
 }
 
@@ -157,7 +172,7 @@ func (s *Store) liveLeases() []*Lease {
 	var live, dead []*Lease
 	s.mu.Lock()
 	for l := range s.leases {
-		if !l.expires.IsZero() && l.expires.Before(now) {
+		if l.expired(now) {
 			dead = append(dead, l)
 		} else {
 			live = append(live, l)
@@ -165,10 +180,13 @@ func (s *Store) liveLeases() []*Lease {
 	}
 	s.mu.Unlock()
 	for _, l := range dead {
-		l.Release()
+		l.end(func() bool { return l.expired(now) })
 	}
 	return live
 }
+
+// expired is called under Store.mu.
+func (l *Lease) expired(now time.Time) bool { return !l.expires.IsZero() && l.expires.Before(now) }
 
 // loadLeases takes up the leases that outlived the last process.
 func (s *Store) loadLeases() error {

@@ -61,11 +61,8 @@ func (s *Store) RealisationsOf(p store.Path) ([]store.DrvOutput, error) {
 // LinkOutput records that a build of the valid derivation drv has made the valid path out, so that
 // Outputs and Derivers know it although the derivation does not say so.
 func (s *Store) LinkOutput(ctx context.Context, drv store.Path, output string, out store.Path) error {
-	if !s.IsValid(drv) {
-		return notValid(drv)
-	}
-	if !s.IsValid(out) {
-		return notValid(out)
+	if drv.IsZero() || out.IsZero() {
+		return fmt.Errorf("link output %q: no path", output)
 	}
 	dd, od := meta.DigestOf(drv), meta.DigestOf(out)
 	unlock, err := s.locks.lock(ctx, dd, od)
@@ -73,6 +70,11 @@ func (s *Store) LinkOutput(ctx context.Context, drv store.Path, output string, o
 		return err
 	}
 	defer unlock()
+	for _, p := range []store.Path{drv, out} {
+		if !s.IsValid(p) {
+			return fmt.Errorf("link output %q: %w", output, notValid(p))
+		}
+	}
 	var b meta.Batch
 	b.PutOutput(dd, output, out, true)
 	s.flag(dd, true, false)

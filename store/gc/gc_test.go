@@ -9,11 +9,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"cairn/store"
 	"cairn/store/base32"
@@ -333,19 +336,39 @@ func TestKeepDerivations(t *testing.T) {
 	}
 }
 
+// TestUnreadableRootStops looks at roots as an ordinary user who may not see where one leads.
 func TestUnreadableRootStops(t *testing.T) {
-	if os.Geteuid() == 0 {
-		// Root reads everything, so a directory that is none stands in for it.
-		r := newRig(t)
-		keep := r.text("keep")
-		long := strings.Repeat("x", 300) // no file system has such a name
-		r.link("/"+long, filepath.Join(r.layout.StateDir, "gcroots", "bad"))
-		_, err := gc.Collect(t.Context(), r.Store, gc.Options{Action: gc.DeleteDead})
-		if err == nil || !strings.Contains(err.Error(), "make it readable") {
-			t.Errorf("got %v", err)
-		}
-		r.wantValid(true, keep)
+	r := newRig(t)
+	secret := t.TempDir()
+	r.link(r.text("keep").String(), filepath.Join(secret, "result"))
+	if err := r.AddIndirectRoot(filepath.Join(secret, "result")); err != nil {
+		t.Fatal(err)
 	}
+	if err := os.Chmod(secret, 0); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Chmod(secret, 0o700)
+	var err error
+	asUser(func() { _, err = gc.Roots(t.Context(), r.Store) })
+	if !errors.Is(err, os.ErrPermission) || !strings.Contains(err.Error(), "make it readable") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// asUser runs fn with the file system rights of an ordinary user.
+func asUser(fn func()) {
+	if os.Geteuid() != 0 {
+		fn()
+		return
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		runtime.LockOSThread() // and never unlock it: the thread ends with the goroutine
+		unix.Setfsgid(65534)
+		unix.Setfsuid(65534)
+		fn()
+	})
+	wg.Wait()
 }
 
 // TestConcurrent collects all the time while others add chains of objects, each held by a lease as long as its

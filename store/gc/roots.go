@@ -128,6 +128,9 @@ func (f *finder) link(kind Kind, link string) error {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 			return f.stale(link)
 		}
+		if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENAMETOOLONG) { // leads nowhere, for anybody
+			return nil
+		}
 		if errors.Is(err, unix.EINVAL) { // a file or directory that is no link
 			return nil
 		}

@@ -202,7 +202,7 @@ func (d *DB) commitGroup(group []*request) {
 		r.reply <- err
 	}
 	if full == nil {
-		d.restoreBallast()
+		d.lookAfter()
 	}
 }
 

@@ -48,6 +48,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
@@ -107,7 +108,8 @@ type DB struct {
 	mu     sync.RWMutex // guards closed against sends on requests; held for moments only
 	closed bool
 
-	ballastChecked time.Time // only the committing goroutine
+	tables atomic.Int64 // bytes, as measured last
+	looked time.Time    // when; of the committing goroutine
 }
 
 // Open opens or makes the database in the directory dir for a store with the logical directory storeDir.
@@ -130,7 +132,7 @@ func Open(dir string, storeDir store.Dir, opts *Options) (*DB, error) {
 		d.badger.Close()
 		return nil, fmt.Errorf("open database %s: %w", dir, err)
 	}
-	d.restoreBallast()
+	d.lookAfter()
 	go d.run()
 	return d, nil
 }

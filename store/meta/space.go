@@ -21,8 +21,19 @@ func (d *DB) Room(bytes int64) error {
 // reserve is the free space that must stay: the configured part, and what a compaction may write
 // before it frees what it read.
 func (d *DB) reserve() int64 {
-	lsm, _ := d.badger.Size()
-	return d.opts.Reserve + min(lsm, 3*d.opts.Reserve)
+	return d.opts.Reserve + min(d.tables.Load(), 3*d.opts.Reserve)
+}
+
+// measure notes the size of the tables, which a compaction may write again.
+func (d *DB) measure() {
+	names, _ := filepath.Glob(filepath.Join(d.dir, "*.sst"))
+	var sum int64
+	for _, name := range names {
+		if fi, err := os.Stat(name); err == nil {
+			sum += fi.Size()
+		}
+	}
+	d.tables.Store(sum)
 }
 
 func (d *DB) roomFor(need int64) error {
@@ -106,13 +117,18 @@ func (d *DB) dropBallast() {
 	}
 }
 
-// restoreBallast makes the ballast again when there is plenty of room; it looks at most once a second.
-func (d *DB) restoreBallast() {
-	if d.opts.Ballast < 0 || time.Since(d.ballastChecked) < time.Second {
+// lookAfter measures, and makes the ballast again when there is plenty of room. It does so at most once a
+// second.
+func (d *DB) lookAfter() {
+	if time.Since(d.looked) < time.Second {
 		return
 	}
-	d.ballastChecked = time.Now()
-	if _, err := os.Stat(d.ballastFile()); err == nil || d.roomFor(d.reserve()+2*d.opts.Ballast) != nil {
+	d.looked = time.Now()
+	d.measure()
+	if d.opts.Ballast < 0 || d.roomFor(d.reserve()+2*d.opts.Ballast) != nil {
+		return
+	}
+	if _, err := os.Stat(d.ballastFile()); err == nil {
 		return
 	}
 	f, err := os.OpenFile(d.ballastFile(), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
