@@ -81,8 +81,13 @@ type Conn struct {
 
 // Dial connects to the daemon at a socket.
 func Dial(ctx context.Context, socket string, opts *Options) (*Conn, error) {
+	name, release, err := SocketName(socket)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the daemon: %w; is it running?", err)
+	}
+	defer release()
 	var d net.Dialer
-	nc, err := d.DialContext(ctx, "unix", socket)
+	nc, err := d.DialContext(ctx, "unix", name)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the daemon at %s: %w; is it running?", socket, err)
 	}

@@ -125,13 +125,22 @@ func TestHostileServers(t *testing.T) {
 		write func(*protocol.Encoder)
 		err   string
 	}{
-		"silence":       {func(e *protocol.Encoder) {}, "closed the connection"},
-		"unknown":       {func(e *protocol.Encoder) { e.Uint64(12345) }, "unknown kind"},
-		"long list":     {func(e *protocol.Encoder) { e.Message(&protocol.Message{Kind: protocol.KindLast}); e.Uint64(1 << 60) }, "memory budget"},
-		"long text":     {func(e *protocol.Encoder) { e.Message(&protocol.Message{Kind: protocol.KindLast}); e.Uint64(1); e.Uint64(1 << 60) }, "longer than allowed"},
-		"foreign path":  {func(e *protocol.Encoder) { e.Message(&protocol.Message{Kind: protocol.KindLast}); e.Texts([]string{"/etc/passwd"}) }, "not below the store"},
+		"silence":   {func(e *protocol.Encoder) {}, "closed the connection"},
+		"unknown":   {func(e *protocol.Encoder) { e.Uint64(12345) }, "unknown kind"},
+		"long list": {func(e *protocol.Encoder) { e.Message(&protocol.Message{Kind: protocol.KindLast}); e.Uint64(1 << 60) }, "memory budget"},
+		"long text": {func(e *protocol.Encoder) {
+			e.Message(&protocol.Message{Kind: protocol.KindLast})
+			e.Uint64(1)
+			e.Uint64(1 << 60)
+		}, "longer than allowed"},
+		"foreign path": {func(e *protocol.Encoder) {
+			e.Message(&protocol.Message{Kind: protocol.KindLast})
+			e.Texts([]string{"/etc/passwd"})
+		}, "not below the store"},
 		"asks for data": {func(e *protocol.Encoder) { e.Message(&protocol.Message{Kind: protocol.KindRead, Size: 10}) }, "asks for data"},
-		"an error":      {func(e *protocol.Encoder) { e.Message(&protocol.Message{Kind: protocol.KindError, Err: &protocol.Error{Text: "no, thanks"}}) }, "no, thanks"},
+		"an error": {func(e *protocol.Encoder) {
+			e.Message(&protocol.Message{Kind: protocol.KindError, Err: &protocol.Error{Text: "no, thanks"}})
+		}, "no, thanks"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			conn, err := client.New(t.Context(), scripted(t, c.write), nil)

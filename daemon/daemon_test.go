@@ -604,6 +604,28 @@ func TestSecondDaemonAndStaleSocket(t *testing.T) {
 	again.Close()
 }
 
+// TestLongSocketPath goes where the kernel's names for sockets do not reach.
+func TestLongSocketPath(t *testing.T) {
+	r := start(t, nil)
+	l := r.layout
+	l.SocketPath = filepath.Join(t.TempDir(), strings.Repeat("long/", 40), "socket")
+	listener, err := daemon.Listen(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go r.server.Serve(t.Context(), listener)
+	c, err := client.Dial(t.Context(), l.SocketPath, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addText(t, c, "a", "x")
+	c.Close()
+	listener.Close()
+	if _, err := os.Lstat(l.SocketPath); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket stays: %v", err)
+	}
+}
+
 // TestStdio serves a session on two pipes.
 func TestStdio(t *testing.T) {
 	r := start(t, nil)

@@ -91,14 +91,27 @@ func (x *session) collectGarbage(ctx context.Context, o *protocol.GCOptions) (re
 			return nil, err
 		}
 	}
+	if opts.Action >= gc.DeleteDead {
+		x.tell("finding garbage collector roots...")
+	}
 	r, err := x.collectWith(ctx, opts)
 	if err != nil {
 		return nil, err
+	}
+	if opts.Action >= gc.DeleteDead {
+		for _, p := range r.Paths {
+			x.tell("deleting '" + p.String() + "'")
+		}
 	}
 	return func(e *protocol.Encoder) error {
 		e.GCResult(r)
 		return nil
 	}, nil
+}
+
+// tell sends a line of log.
+func (x *session) tell(line string) {
+	x.tunnel.send(&protocol.Message{Kind: protocol.KindNext, Text: line + "\n"})
 }
 
 // nothingFreed is the reply to a request to free no byte.
@@ -198,7 +211,7 @@ func (x *session) verifyStore(ctx context.Context, q verification) (reply, error
 		x.warn("this daemon cannot repair; it only says what is wrong")
 	}
 	r, err := x.server.store.Verify(ctx, &disk.VerifyOptions{Contents: q.contents}, func(p disk.Problem) {
-		x.tunnel.send(&protocol.Message{Kind: protocol.KindNext, Text: fmt.Sprintf("error: path '%s': %v\n", p.Path, p.Err)})
+		x.tell(fmt.Sprintf("error: path '%s': %v", p.Path, p.Err))
 	})
 	if err != nil {
 		return nil, err

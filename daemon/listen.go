@@ -7,8 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"syscall"
 
+	"cairn/client"
 	"cairn/store/disk"
 )
 
@@ -26,22 +28,42 @@ func Listen(layout disk.Layout) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
-	if err := removeStale(path); err != nil {
+	name, release, err := client.SocketName(path)
+	if err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
-	l, err := net.Listen("unix", path)
+	defer release()
+	if err := removeStale(path, name); err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("listen at %s: %w", path, err)
 	}
+	l.SetUnlinkOnClose(false)
 	if err := os.Chmod(path, 0o666); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("listen: %w", err)
 	}
-	return l, nil
+	return &socket{UnixListener: l, path: path}, nil
+}
+
+// socket is a listener that removes its path, which the kernel may know under a shorter name.
+type socket struct {
+	*net.UnixListener
+	path   string
+	closed sync.Once
+}
+
+// Close stops listening and removes the socket.
+func (s *socket) Close() error {
+	err := net.ErrClosed
+	s.closed.Do(func() { err = errors.Join(os.Remove(s.path), s.UnixListener.Close()) })
+	return err
 }
 
 // removeStale removes a socket that nobody listens at.
-func removeStale(path string) error {
+func removeStale(path, name string) error {
 	fi, err := os.Lstat(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -52,7 +74,7 @@ func removeStale(path string) error {
 	if fi.Mode().Type() != os.ModeSocket {
 		return fmt.Errorf("%s is in the way and is no socket; move it away", path)
 	}
-	c, err := net.Dial("unix", path)
+	c, err := net.Dial("unix", name)
 	if err == nil {
 		c.Close()
 		return fmt.Errorf("another daemon listens at %s", path)

@@ -103,5 +103,5 @@ func (x *session) setOptions(_ context.Context, o *protocol.Options) (reply, err
 
 // warn tells the client, as Nix's daemon would.
 func (x *session) warn(format string, args ...any) {
-	x.tunnel.send(&protocol.Message{Kind: protocol.KindNext, Text: "warning: " + fmt.Sprintf(format, args...) + "\n"})
+	x.tell("warning: " + fmt.Sprintf(format, args...))
 }
