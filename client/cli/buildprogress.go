@@ -37,21 +37,19 @@ func (b *buildProgress) started(m *protocol.Message) {
 	default:
 		return
 	}
-	title := m.Text
 	who := fieldText(m.Fields, 0)
 	if p, err := store.ParsePath(who); err == nil {
 		who = strings.TrimSuffix(p.Name(), ".drv")
 	}
-	if m.Activity == protocol.ActBuild && (title == "" || b.tty()) {
+	title := m.Text
+	if m.Activity == protocol.ActBuild {
 		title = "building " + who
 	}
 	b.name(m.ID, who, false)
 	b.start(m.ID, title)
-}
-
-func (b *buildProgress) tty() bool {
-	w, _ := b.term.size()
-	return w > 0
+	if w, _ := b.term.size(); w == 0 && !b.quiet {
+		b.line("%s", title)
+	}
 }
 
 func (b *buildProgress) result(m *protocol.Message) {

@@ -19,7 +19,7 @@ import (
 
 type deployOptions struct {
 	buildOptions
-	exec, json      bool
+	exec, verbose   bool
 	only            []string
 	parallel, batch int
 	confirmWithin   time.Duration
@@ -57,6 +57,7 @@ With -x a COMMAND runs on all machines instead, as root and without a shell.`,
 	f.IntVar(&o.batch, "batch", 0, "`N` machines must succeed before the next ones begin; default: all at once")
 	f.DurationVar(&o.confirmWithin, "confirm-within", 0, "a machine goes back when it was not reached again for `TIME`; default: 60s")
 	f.StringVar(&o.sshConfig, "ssh-config", "", "ssh's configuration `FILE` instead of your own")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "show every step on every machine")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "no progress")
 	f.BoolVar(&o.json, "json", false, "print the results as JSON")
 	return cmd
@@ -137,8 +138,8 @@ func deployTo(ctx context.Context, env *Env, s *session, cfg *config.Config, o *
 		return hinted(err, "'cairn init' or 'cairn archive --generate-key' makes this machine's key")
 	}
 	local := deploy.Local{Dial: s.again, Key: key}
-	p := newProgress(env.newTerminal(), o.quiet)
-	results := deploy.Run(ctx, list, local, o.engine(), p.machine)
+	p := newDeployProgress(env, o, machines)
+	results := deploy.Run(ctx, list, local, o.engine(), p.event)
 	p.close()
 	return deployReport(env, o, results)
 }
@@ -182,11 +183,41 @@ func (o *deployOptions) engine() *deploy.Options {
 	return opts
 }
 
-// machine shows an event of a deploy.
-func (p *progress) machine(e deploy.Event) {
-	if e.Text != "" && !p.quiet {
-		p.line("%s: %s", e.Machine, e.Text)
+// deployProgress shows what happens on machines: on a terminal one running line for each.
+type deployProgress struct {
+	*progress
+	verbose bool
+	ids     map[string]uint64
+}
+
+func newDeployProgress(env *Env, o *deployOptions, machines []config.Machine) *deployProgress {
+	p := &deployProgress{progress: newProgress(env.newTerminal(), o.quiet), verbose: o.verbose, ids: map[string]uint64{}}
+	for i, m := range machines {
+		p.ids[m.Name] = uint64(i)
 	}
+	return p
+}
+
+// event may be called by several machines at the same time.
+func (p *deployProgress) event(e deploy.Event) {
+	id := p.ids[e.Machine]
+	switch {
+	case e.Step == "done":
+		p.finish(id)
+	case e.Step == "connect":
+		p.start(id, e.Machine)
+		fallthrough
+	case e.Text != "":
+		p.latest(id, e.Text)
+		if !p.quiet && (p.verbose || !isFileStep(e)) {
+			p.line("%s: %s", e.Machine, e.Text)
+		}
+	}
+}
+
+// isFileStep reports whether an event is about one of many files.
+func isFileStep(e deploy.Event) bool {
+	return e.Step == "switch" && (strings.HasPrefix(e.Text, "write ") || strings.HasPrefix(e.Text, "remove "))
 }
 
 // deployReport prints the summary; the error says that not all is well.

@@ -140,6 +140,7 @@
 //	  -q, --quiet                  no progress
 //	  --ssh-config FILE            ssh's configuration FILE instead of your own
 //	  --top string                 the folder that the file may read below; default: its own
+//	  -v, --verbose                show every step on every machine
 //
 // For example:
 //

@@ -28,11 +28,10 @@ type progress struct {
 
 // activity is one running thing with a line of its own.
 type activity struct {
-	id     uint64
-	title  string
-	last   string // latest log line or phase
-	since  time.Time
-	amount string
+	id    uint64
+	title string
+	last  string // latest log line or phase
+	since time.Time
 }
 
 const frameEvery = 100 * time.Millisecond
@@ -81,14 +80,32 @@ func (p *progress) line(format string, args ...any) {
 	p.write(stripEscapes(fmt.Sprintf(format, args...)) + "\n")
 }
 
-// start adds a running activity.
+// start adds a running activity, unless it is there already.
 func (p *progress) start(id uint64, title string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.running = append(p.running, &activity{id: id, title: title, since: time.Now()})
-	p.dirty = true
-	if w, _ := p.term.size(); w == 0 && !p.quiet {
-		p.write(stripEscapes(title) + "\n")
+	if p.find(id) == nil {
+		p.running = append(p.running, &activity{id: id, title: title, since: time.Now()})
+		p.dirty = true
+	}
+}
+
+// find returns a running activity, or nil. Callers hold mu.
+func (p *progress) find(id uint64) *activity {
+	for _, a := range p.running {
+		if a.id == id {
+			return a
+		}
+	}
+	return nil
+}
+
+// latest sets what is shown behind an activity.
+func (p *progress) latest(id uint64, text string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if a := p.find(id); a != nil {
+		a.last, p.dirty = stripEscapes(text), true
 	}
 }
 
@@ -97,10 +114,8 @@ func (p *progress) log(id uint64, who, text string) {
 	text = stripEscapes(strings.TrimRight(text, "\r\n"))
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, a := range p.running {
-		if a.id == id {
-			a.last = text
-		}
+	if a := p.find(id); a != nil {
+		a.last = text
 	}
 	if !p.quiet {
 		p.write(who + "> " + text + "\n")
