@@ -275,6 +275,30 @@ func TestEqualFileStaysTheHosts(t *testing.T) {
 	}
 }
 
+// TestCurrentSystemIsLost: a damaged store must not stop people from going on.
+func TestCurrentSystemIsLost(t *testing.T) {
+	r := newRig(t)
+	spec := web(r, "one")
+	spec.Units = append(spec.Units, system.Unit{Name: "old.service", Text: "[Service]\nExecStart=/bin/web old\n", Start: true})
+	one, two := r.system(spec), r.system(web(r, "two"))
+	if _, err := r.engine().Switch(t.Context(), one, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(r.root, one.String())); err != nil {
+		t.Fatal(err)
+	}
+	if res, err := r.engine().Switch(t.Context(), two, nil); err != nil || res.Outcome != "switched" {
+		t.Fatalf("%+v %v", res, err)
+	}
+	if r.m.running["old.service"] || !r.m.running["web.service"] {
+		t.Errorf("running: %v", r.m.running)
+	}
+	if _, err := os.Lstat(filepath.Join(r.root, "etc/systemd/system/old.service")); err == nil {
+		t.Error("the old unit is still there")
+	}
+	r.holds("etc/motd", "two")
+}
+
 func TestOwnerOfACopy(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root; run as root: make root")

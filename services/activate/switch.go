@@ -55,9 +55,9 @@ type Undone struct {
 
 func (u *Undone) Error() string {
 	if len(u.Left) == 0 {
-		return fmt.Sprintf("%v; everything was undone, the old system runs (journal %s)", u.Cause, u.ID)
+		return fmt.Sprintf("switch %s was undone, the old state is back: %v", u.ID, u.Cause)
 	}
-	return fmt.Sprintf("%v; the undo is incomplete: %s (journal %s)", u.Cause, strings.Join(u.Left, "; "), u.ID)
+	return fmt.Sprintf("switch %s: %v; the undo is incomplete: %s", u.ID, u.Cause, strings.Join(u.Left, "; "))
 }
 
 func (u *Undone) Unwrap() error { return u.Cause }
@@ -145,9 +145,9 @@ func (e *Engine) plan(ctx context.Context, sys string) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	current, err := e.Manifest(state.System)
-	if err != nil {
-		return nil, fmt.Errorf("read the current system: %w", err)
+	current, lost := e.Manifest(state.System)
+	if lost != nil {
+		current = remembered(state)
 	}
 	f, err := e.facts(ctx, current, wanted, state)
 	if err != nil {
@@ -161,8 +161,22 @@ func (e *Engine) plan(ctx context.Context, sys string) (*Plan, error) {
 		return nil, err
 	}
 	p := NewPlan(Input{System: sys, Current: current, Wanted: wanted, State: state, Claims: cs, Facts: f})
+	if lost != nil {
+		p.Notes = append(p.Notes, fmt.Sprintf("the current system cannot be read, so that all its units restart: %v", lost))
+	}
 	e.preflight(ctx, p, current, wanted, f)
 	return p, nil
+}
+
+// remembered is what the state knows of a system whose object is damaged or gone: its units, but not their definitions.
+func remembered(state *State) *system.Manifest {
+	m := &system.Manifest{Version: system.ManifestVersion}
+	for _, name := range sortedKeys(state.Files) {
+		if dir, unit := filepath.Split(name); dir == unitDir+"/" {
+			m.Units = append(m.Units, system.Unit{Name: unit})
+		}
+	}
+	return m
 }
 
 // isCurrent reports whether the profile points to the goal already.
@@ -259,7 +273,8 @@ const undoTime = 10 * time.Minute
 func (t *transaction) undo(ctx context.Context, cause error, r *Result) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer cancel()
-	t.e.opts.Progress("undo: " + cause.Error())
+	head, _, _ := strings.Cut(cause.Error(), "\n")
+	t.e.opts.Progress("undo: " + head)
 	left := t.e.undoSteps(ctx, t.w, t.begun, cause.Error(), false)
 	t.e.disarmWatchdog(ctx, t.w.id)
 	r.Outcome, r.UndoErrors = outcomeOf(left), left
