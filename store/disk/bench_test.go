@@ -3,13 +3,19 @@ package disk_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
 
 	"cairn/store"
 	"cairn/store/disk"
+	"cairn/store/meta"
 	"cairn/store/storetest"
 )
 
@@ -68,5 +74,52 @@ func BenchmarkAddLarge(b *testing.B) {
 		if _, err := s.AddStream(b.Context(), "x", store.Recursive, store.SHA256, nil, bytes.NewReader(archive)); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkLoad opens a store with many objects of five references each, CAIRN_TEST_OBJECTS of them.
+// There is nothing in the store directory, which makes them invalid and the opening no faster.
+func BenchmarkLoad(b *testing.B) {
+	count := 100_000
+	if n, err := strconv.Atoi(os.Getenv("CAIRN_TEST_OBJECTS")); err == nil {
+		count = n
+	}
+	l := newLayout(b)
+	db, err := meta.Open(filepath.Join(l.StateDir, "db"), l.Dir, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	digest := func(n int) (d meta.Digest) {
+		binary.BigEndian.PutUint64(d[:], uint64(n)*0x9e3779b97f4a7c15)
+		return d
+	}
+	for n := 0; n < count; {
+		var batch meta.Batch
+		for ; n < count && batch.Size() < db.MaxBatch()/2; n++ {
+			o := &meta.Object{Name: fmt.Sprint("object-number-", n), NarSize: 1000, Signatures: []string{strings.Repeat("s", 100)}}
+			for r := range min(n, 5) {
+				o.References = append(o.References, digest((n*7+r*13)%n))
+			}
+			batch.PutObject(digest(n), o)
+		}
+		if err := db.Commit(&batch); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := db.Close(); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		s, err := disk.Open(context.Background(), l, nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		b.ReportMetric(float64(m.HeapAlloc)/float64(count), "heap-B/object")
+		s.Close()
+		b.StartTimer()
 	}
 }

@@ -93,11 +93,23 @@ func (s *Store) commitGroup(group []*addition) {
 	})
 	s.each(group, s.commitRows)
 	for _, a := range group {
+		if a.err != nil && s.allValid(a) { // the error was that of a later transaction
+			a.err = nil
+		}
 		if a.err != nil {
 			s.takeBack(a)
 		}
 		a.done <- a.err
 	}
+}
+
+func (s *Store) allValid(a *addition) bool {
+	for _, p := range a.objects {
+		if !s.graph.valid(p.path) {
+			return false
+		}
+	}
+	return true
 }
 
 // each runs a step for the additions that have come so far; its error is that of all of them.

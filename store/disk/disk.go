@@ -284,11 +284,18 @@ func (s *Store) recover(ctx context.Context) error {
 	if count > 0 {
 		s.log.Info("removed what an interrupted process had left", "strays", count)
 	}
+	missing := 0
 	for _, n := range s.graph.nodes {
-		if n != nil && !found[n.id] {
-			n.missing = true
-			s.log.Error("object has disappeared from the store; repair it or add it again", "path", s.path(n).String())
+		if n == nil || found[n.id] {
+			continue
 		}
+		n.missing = true
+		if missing++; missing <= 10 {
+			s.log.Error("object has disappeared from the store; add it again", "path", s.path(n).String())
+		}
+	}
+	if missing > 10 {
+		s.log.Error("more objects have disappeared from the store; verify lists them", "objects", missing)
 	}
 	return s.emptyTrash(trash)
 }
