@@ -218,3 +218,21 @@ func TestManyBuilders(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// drvOutput returns the hash form of a derivation's output.
+func drvOutput(t testing.TB, r *rig, drv store.Path) store.DrvOutput {
+	t.Helper()
+	b, err := os.ReadFile(r.store.RealPath(drv))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := derivation.ParseAt(drv, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := derivation.NewHashes(nil).DrvOutput(d, "out")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
