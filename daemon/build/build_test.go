@@ -481,6 +481,10 @@ func TestTree(t *testing.T) {
 			"p/bin/link -> @one@/bin/link\np/bin/one -> @one@/bin/one\np/bin/two -> @two@/bin/two\np/extra -r--r--r-- e\np/share/common -> @one@/share/common\n"},
 		{"clash", `{"p": {"tree": "@one@"}, "p/bin": {"tree": "@clash@/bin"}}`, `error: entry "p/bin/one" is wanted by @one@/bin/one and by @clash@/bin/one`},
 		{"file as parent", `{"a": {"text": ""}, "a/b": {"text": ""}}`, `error: entry "a" is a file for a text and a directory for a text`},
+		{"union of a list", `{"p": {"trees": ["@one@/bin", "@two@/bin"]}, "q": {"trees": []}}`, "p/link -> @one@/bin/link\np/one -> @one@/bin/one\np/two -> @two@/bin/two\n"},
+		{"union as a whole", `{"": {"tree": "@one@/bin"}, "x": {"text": "x"}}`, "link -> @one@/bin/link\none -> @one@/bin/one\nx -r--r--r-- x\n"},
+		{"file as a whole", `{"": {"file": "@one@/bin/one"}}`, " -r-xr-xr-x 1\n"},
+		{"file and more", `{"": {"text": ""}, "a": {"text": ""}}`, `error: entry "." is a file for a text and a directory for a text`},
 		{"dots", `{"../a": {"text": ""}}`, "error: is not a clean relative path"},
 		{"absolute", `{"/a": {"text": ""}}`, "error: is not a clean relative path"},
 		{"two kinds", `{"a": {"text": "", "symlink": "x"}}`, "error: it needs one"},
@@ -519,7 +523,7 @@ func (r *rig) list(p store.Path) string {
 		if err != nil {
 			r.Fatal(err)
 		}
-		rel := strings.TrimPrefix(path, top+"/")
+		rel := strings.TrimPrefix(strings.TrimPrefix(path, top), "/")
 		switch {
 		case e.Type()&os.ModeSymlink != 0:
 			target, _ := os.Readlink(path)

@@ -21,16 +21,13 @@ import (
 //	                  | {"trees": ["<directory in the store>", …]}}             the same of several
 //
 // Trees may overlap with each other and with other entries as long as no two different leaves meet.
-// The path "" stands alone: the output is that text or file itself.
+// The path "" is the output itself: a union, or a file or a link that then is the only entry.
 func (a *attempt) makeTree(ctx context.Context, out string) error {
 	var spec map[string]treeEntry
 	dec := json.NewDecoder(strings.NewReader(a.drv.Env["tree"]))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&spec); err != nil {
 		return fmt.Errorf("variable \"tree\": %w", err)
-	}
-	if e, ok := spec[""]; ok {
-		return a.makeFile(out, e, len(spec))
 	}
 	t := &tree{a: a, leaves: map[string]treeEntry{}, dirs: map[string]string{}}
 	for _, key := range slices.Sorted(maps.Keys(spec)) {
@@ -42,19 +39,6 @@ func (a *attempt) makeTree(ctx context.Context, out string) error {
 		}
 	}
 	return t.write(ctx, out)
-}
-
-// makeFile writes an output that is one file.
-func (a *attempt) makeFile(out string, e treeEntry, entries int) error {
-	if entries != 1 || e.Text == nil && e.File == nil || e.kinds() != 1 {
-		return fmt.Errorf("entry \"\" must be a text or a file, and the only entry")
-	}
-	root, err := os.OpenRoot(path.Dir(out))
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	return (&tree{a: a}).writeLeaf(root, path.Base(out), e)
 }
 
 // treeEntry is one entry of the specification.
@@ -73,8 +57,6 @@ func (e treeEntry) String() string {
 		return *e.Symlink
 	case e.File != nil:
 		return *e.File
-	case e.Tree != nil:
-		return *e.Tree
 	}
 	return "a text"
 }
@@ -92,9 +74,9 @@ type tree struct {
 
 // kinds counts what the entry says it is.
 func (e treeEntry) kinds() int {
-	n := min(1, len(e.Trees))
-	for _, s := range []*string{e.Symlink, e.Text, e.File, e.Tree} {
-		if s != nil {
+	n := 0
+	for _, is := range []bool{e.Symlink != nil, e.Text != nil, e.File != nil, e.Tree != nil, e.Trees != nil} {
+		if is {
 			n++
 		}
 	}
@@ -105,30 +87,27 @@ func (t *tree) add(key string, e treeEntry) error {
 	if kinds := e.kinds(); kinds != 1 {
 		return fmt.Errorf("entry %q has %d of symlink, text, file, tree, trees; it needs one", key, kinds)
 	}
-	for i := range e.Trees {
-		if err := t.add(key, treeEntry{Tree: &e.Trees[i]}); err != nil {
-			return err
-		}
-	}
-	if len(e.Trees) > 0 {
-		return nil
+	if key == "" {
+		key = "."
+	} else if err := checkKey(key); err != nil {
+		return err
 	}
 	if e.Tree != nil {
-		if key != "." {
-			if err := checkKey(key); err != nil {
-				return err
-			}
-		}
-		real, err := t.a.locate(*e.Tree)
+		e.Trees = []string{*e.Tree}
+	}
+	if e.Trees == nil {
+		return t.leaf(key, e)
+	}
+	for _, logical := range e.Trees {
+		real, err := t.a.locate(logical)
 		if err != nil {
 			return fmt.Errorf("entry %q: %w", key, err)
 		}
-		return t.union(key, *e.Tree, real)
+		if err := t.union(key, logical, real); err != nil {
+			return err
+		}
 	}
-	if err := checkKey(key); err != nil {
-		return err
-	}
-	return t.leaf(key, e)
+	return t.dir(key, "a union of nothing")
 }
 
 func checkKey(key string) error {
@@ -154,7 +133,8 @@ func (t *tree) leaf(key string, e treeEntry) error {
 
 // parents notes the directories above a path.
 func (t *tree) parents(key, who string) error {
-	for dir := path.Dir(key); dir != "."; dir = path.Dir(dir) {
+	for dir := key; dir != "."; {
+		dir = path.Dir(dir)
 		if err := t.dir(dir, who); err != nil {
 			return err
 		}
@@ -178,13 +158,11 @@ func (t *tree) union(key, logical, real string) error {
 	if err != nil {
 		return fmt.Errorf("entry %q: %s is no directory: %w", key, logical, err)
 	}
-	if key != "." {
-		if err := t.dir(key, logical); err != nil {
-			return err
-		}
-		if err := t.parents(key, logical); err != nil {
-			return err
-		}
+	if err := t.dir(key, logical); err != nil {
+		return err
+	}
+	if err := t.parents(key, logical); err != nil {
+		return err
 	}
 	for _, e := range entries {
 		sub, target := path.Join(key, e.Name()), path.Join(logical, e.Name())
@@ -202,16 +180,16 @@ func (t *tree) union(key, logical, real string) error {
 }
 
 func (t *tree) write(ctx context.Context, out string) error {
-	if err := os.Mkdir(out, 0o755); err != nil {
-		return err
-	}
-	root, err := os.OpenRoot(out)
+	root, err := os.OpenRoot(path.Dir(out))
 	if err != nil {
 		return err
 	}
 	defer root.Close()
+	if len(t.leaves) == 0 {
+		t.dir(".", "nothing")
+	}
 	for _, dir := range slices.Sorted(maps.Keys(t.dirs)) {
-		if err := root.MkdirAll(dir, 0o755); err != nil {
+		if err := root.MkdirAll(path.Join(path.Base(out), dir), 0o755); err != nil {
 			return err
 		}
 	}
@@ -219,7 +197,7 @@ func (t *tree) write(ctx context.Context, out string) error {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
-		if err := t.writeLeaf(root, key, t.leaves[key]); err != nil {
+		if err := t.writeLeaf(root, path.Join(path.Base(out), key), t.leaves[key]); err != nil {
 			return fmt.Errorf("entry %q: %w", key, err)
 		}
 	}
