@@ -46,7 +46,7 @@
 // unchanged; reloaded when only its reload triggers changed; restarted otherwise.
 // A plan that would take the way in is refused: see protect.go.
 //
-// The lock is the outermost; systemd's connection has one inner mutex. The engine starts no goroutine that outlives a call.
+// The lock is the outermost; the engine's mutex and the connection's are innermost, and never held together. The engine starts no goroutine that outlives a call.
 //
 // It knows no service by name, sets no extended attributes, and runs no shell.
 package activate
@@ -60,6 +60,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -99,8 +100,10 @@ type Options struct {
 
 // Engine changes one host. Its methods may be called by several goroutines; the lock orders them.
 type Engine struct {
-	opts    Options
-	systemd Systemd
+	opts Options
+
+	mu      sync.Mutex // guards systemd; innermost
+	systemd Systemd    // nil until connect; not changed afterwards but by Close
 }
 
 // New makes an engine. Nothing is touched before the first call.
@@ -139,6 +142,8 @@ func setDefault[T comparable](p *T, value T) {
 
 // Close ends the connection to systemd that the engine made.
 func (e *Engine) Close() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	if e.systemd != nil && e.opts.Systemd == nil {
 		err := e.systemd.Close()
 		e.systemd = nil
@@ -148,6 +153,8 @@ func (e *Engine) Close() error {
 }
 
 func (e *Engine) connect(ctx context.Context) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	if e.systemd != nil {
 		return nil
 	}

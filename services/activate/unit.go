@@ -8,6 +8,9 @@ import (
 	"time"
 )
 
+// jobTime bounds how long a switch waits for units; one-shot services have no limit of their own.
+const jobTime = 10 * time.Minute
+
 // jobs journals and asks for a job for each unit, then awaits them all, so that systemd orders them.
 func (t *transaction) jobs(ctx context.Context, units []UnitChange, verb func(UnitChange) string) error {
 	type waiting struct {
@@ -34,10 +37,14 @@ func (t *transaction) jobs(ctx context.Context, units []UnitChange, verb func(Un
 		}
 		all = append(all, waiting{u.Name, v, wait})
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, jobTime, fmt.Errorf("systemd did not end the jobs within %s", jobTime))
+	defer cancel()
 	var errs []error
 	for _, w := range all {
 		result, err := w.wait(ctx)
-		if err == nil && result != "done" {
+		if err != nil {
+			err = fmt.Errorf("%s unit %s: %w", w.verb, w.unit, err)
+		} else if result != "done" {
 			err = t.e.unitError(ctx, w.unit, fmt.Sprintf("%s: job ended with %q", w.verb, result), t.started)
 		}
 		if err != nil {
