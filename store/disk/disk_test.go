@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"cairn/store"
 	"cairn/store/disk"
 	"cairn/store/storetest"
@@ -310,6 +312,9 @@ func TestCanonical(t *testing.T) {
 			if !fi.ModTime().Equal(time.Unix(1, 0)) {
 				t.Errorf("%s has time %v", p, fi.ModTime())
 			}
+			if n, err := unix.Llistxattr(p, nil); err == nil && n > 0 {
+				t.Errorf("%s has extended attributes", p)
+			}
 			want := fs.FileMode(0o444)
 			if e.IsDir() || filepath.Base(p) == "run" {
 				want = 0o555
@@ -335,6 +340,15 @@ func register(t *testing.T, s *disk.Store, name string, archive []byte) store.Pa
 	return o.Info.Path
 }
 
+// setAttribute sets an extended attribute where there are any.
+func setAttribute(path string) error {
+	err := unix.Setxattr(path, "user.test", []byte("x"), 0)
+	if errors.Is(err, unix.ENOTSUP) {
+		return nil
+	}
+	return err
+}
+
 // output leaves a tree with careless metadata in a temporary directory.
 func output(t *testing.T, s *disk.Store, name string, archive []byte, refs ...store.Path) disk.Output {
 	t.Helper()
@@ -353,6 +367,7 @@ func output(t *testing.T, s *disk.Store, name string, archive []byte, refs ...st
 		os.Symlink("bin/run", filepath.Join(tree, "link")),
 		os.WriteFile(filepath.Join(tree, "zero"), nil, 0o666),
 		os.Chmod(filepath.Join(tree, "bin", "run"), 0o4755),
+		setAttribute(filepath.Join(tree, "bin", "run")),
 	} {
 		if err != nil {
 			t.Fatal(err)

@@ -123,7 +123,7 @@ func emptyDir(at int, name string) (int64, error) {
 	}
 }
 
-// canonicalise gives a tree the metadata of store objects: ours, read-only, mtime 1, no set-id.
+// canonicalise gives a tree the metadata of store objects: ours, read-only, mtime 1, no set-id, no attributes.
 // It refuses sockets, pipes and devices, and does not follow links.
 func canonicalise(path string) error {
 	at, err := unix.Open(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -146,6 +146,9 @@ func canonicaliseAt(at int, name string) error {
 		if err := unix.Fchownat(at, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return fmt.Errorf("change owner of %s: %w", name, err)
 		}
+	}
+	if err := dropAttributes(at, name); err != nil {
+		return err
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFLNK:
@@ -174,6 +177,35 @@ func canonicaliseAt(at int, name string) error {
 		return nil
 	}
 	return unix.UtimesNanoAt(at, name, epoch, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// dropAttributes removes extended attributes, access lists and capabilities among them. Labels of the
+// system's own policy stay.
+func dropAttributes(at int, name string) error {
+	path := fmt.Sprintf("/proc/self/fd/%d/%s", at, name)
+	var buf [1024]byte
+	n, err := unix.Llistxattr(path, buf[:])
+	if errors.Is(err, unix.ENOTSUP) {
+		return nil
+	}
+	list := buf[:max(n, 0)]
+	if errors.Is(err, unix.ERANGE) {
+		list = make([]byte, 64<<10) // the kernel's limit
+		n, err = unix.Llistxattr(path, list)
+		list = list[:max(n, 0)]
+	}
+	if err != nil {
+		return fmt.Errorf("list attributes of %s: %w", name, err)
+	}
+	for attr := range strings.SplitSeq(string(list), "\x00") {
+		if attr == "" || attr == "security.selinux" {
+			continue
+		}
+		if err := unix.Lremovexattr(path, attr); err != nil && !errors.Is(err, unix.ENODATA) {
+			return fmt.Errorf("remove attribute %s of %s: %w", attr, name, err)
+		}
+	}
+	return nil
 }
 
 func chmodAt(at int, name string, st *unix.Stat_t, mode uint32) error {
