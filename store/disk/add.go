@@ -28,7 +28,8 @@ const spaceInterval = 64 << 10
 // are checked. Whether the peer may add such an object is the caller's business.
 // It returns when the object is durable.
 func (s *Store) Add(ctx context.Context, info *store.Info, r io.Reader) error {
-	if err := s.add(ctx, info, r); err != nil {
+	mine := *info // its size is filled in when it is not known
+	if err := s.add(ctx, &mine, r); err != nil {
 		return fmt.Errorf("add %s: %w", info.Path, err)
 	}
 	return nil

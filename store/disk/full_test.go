@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -77,6 +78,10 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("small addition to a full disk: %v", err)
 	}
 	verify(t, s)
+	if _, err := s.Delete(t.Context(), added[:1]); err != nil { // in the ballast's place
+		t.Errorf("delete on a full disk: %v", err)
+	}
+	added = added[1:]
 
 	// A new process opens the store, and deleting makes room.
 	if err := s.Close(); err != nil {
@@ -99,6 +104,67 @@ func TestFullDisk(t *testing.T) {
 	}
 	text(t, s, "small", "x")
 	verify(t, s)
+}
+
+// TestCloseFullDisk closes a store on a disk so full that not even the ballast helped, and opens it again when
+// there is room. Without care, the database would kill the process here.
+func TestCloseFullDisk(t *testing.T) {
+	root := smallDisk(t, "256m")
+	l, err := disk.NewLayout(root, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := disk.Init(l); err != nil {
+		t.Fatal(err)
+	}
+	child := exec.Command(os.Args[0], "-test.run=^TestCloseFullDiskChild$", "-test.v")
+	child.Env = append(os.Environ(), fullRoot+"="+root)
+	if out, err := child.CombinedOutput(); err != nil {
+		t.Fatalf("child: %v\n%.4000s", err, out)
+	}
+	if _, err := disk.Open(t.Context(), l, nil); !errors.Is(err, disk.ErrNoSpace) {
+		t.Fatalf("open on a full disk: %v", err)
+	}
+	for _, hog := range []string{"hog0", "hog1"} {
+		if err := os.Remove(filepath.Join(root, hog)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := open(t, l)
+	if paths, _ := s.Count(); paths != 1 {
+		t.Errorf("%d paths, want the one that is left", paths)
+	}
+}
+
+// fullRoot tells the child of TestCloseFullDisk where its store is.
+const fullRoot = "CAIRN_TEST_FULL_ROOT"
+
+func TestCloseFullDiskChild(t *testing.T) {
+	if os.Getenv(fullRoot) == "" {
+		return
+	}
+	l, err := disk.NewLayout(os.Getenv(fullRoot), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := disk.Open(t.Context(), l, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text(t, s, "kept", "kept")
+	gone := text(t, s, "gone", "gone")
+	if err := hogAll(filepath.Join(l.Root, "hog0")); !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	if _, err := s.Delete(t.Context(), []store.Path{gone}); err != nil {
+		t.Fatal(err)
+	}
+	if err := hogAll(filepath.Join(l.Root, "hog1")); !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	if err := s.Close(); !errors.Is(err, disk.ErrNoSpace) {
+		t.Fatalf("close: %v", err)
+	}
 }
 
 // fill adds objects of some size, each referring to nothing, until it fails.
