@@ -8,7 +8,9 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -20,6 +22,34 @@ type buildOptions struct {
 	fileOptions
 	quiet, dryRun, check, json bool
 	link                       string
+
+	keepGoing, keepFailed bool
+	timeout, maxSilent    time.Duration
+	cores                 uint
+}
+
+// limits are the flags of commands that build.
+func (o *buildOptions) limits(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.BoolVarP(&o.quiet, "quiet", "q", false, "do not show what builders write")
+	f.BoolVarP(&o.keepGoing, "keep-going", "k", false, "after a failure build what does not depend on it")
+	f.BoolVar(&o.keepFailed, "keep-failed", false, "keep the directory of a failed build")
+	f.DurationVar(&o.timeout, "timeout", 0, "end a builder after `TIME`, for example 2h")
+	f.DurationVar(&o.maxSilent, "max-silent", 0, "end a builder that wrote nothing for `TIME`")
+	f.UintVar(&o.cores, "cores", 0, "`N` processors for one builder; 0: all")
+}
+
+// configure tells the daemon the limits, unless they are all its own.
+func (o *buildOptions) configure(ctx context.Context, s *session) error {
+	if !o.keepGoing && !o.keepFailed && o.timeout == 0 && o.maxSilent == 0 && o.cores == 0 {
+		return nil
+	}
+	opts := &protocol.Options{KeepGoing: o.keepGoing, KeepFailed: o.keepFailed, Cores: uint64(o.cores), UseSubstitutes: true}
+	opts.MaxSilent = uint64((o.maxSilent + time.Second - 1) / time.Second)
+	if o.timeout > 0 {
+		opts.Overrides = map[string]string{"timeout": strconv.FormatInt(int64((o.timeout+time.Second-1)/time.Second), 10)}
+	}
+	return s.SetOptions(ctx, opts)
 }
 
 func newBuildCmd(env *Env) *cobra.Command {
@@ -47,7 +77,7 @@ What nothing keeps may be collected later: -o makes a link that keeps it.`,
 	f.StringVarP(&o.link, "out-link", "o", "", "make `LINK` point to the result and keep it; further results get LINK-2, LINK-3, …")
 	f.BoolVarP(&o.dryRun, "dry-run", "n", false, "only list what would be built")
 	f.BoolVar(&o.check, "check", false, "build again and compare with what is there")
-	f.BoolVarP(&o.quiet, "quiet", "q", false, "do not show what builders write")
+	o.limits(cmd)
 	f.BoolVar(&o.json, "json", false, "print JSON")
 	cmd.MarkFlagsMutuallyExclusive("dry-run", "check")
 	cmd.MarkFlagsMutuallyExclusive("dry-run", "out-link")

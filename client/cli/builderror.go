@@ -14,11 +14,14 @@ type buildError struct{ failed []*protocol.BuildResult }
 func (e *buildError) Error() string {
 	var lines []string
 	for _, r := range e.failed {
-		text := strings.TrimSpace(r.Error)
+		text, _, _ := strings.Cut(strings.TrimSpace(r.Error), "\nFor full logs, run 'nix log") // the hint says it in our words
 		if text == "" {
 			text = r.Status.String()
 		}
-		lines = append(lines, fmt.Sprintf("build %s: %s", r.Target.Path, text))
+		if !strings.Contains(text, r.Target.Path.String()) {
+			text = fmt.Sprintf("build %s: %s", r.Target.Path, text)
+		}
+		lines = append(lines, text)
 	}
 	return strings.Join(lines, "\nerror: ")
 }

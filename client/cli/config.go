@@ -145,6 +145,9 @@ func (s *session) buildTargets(ctx context.Context, env *Env, cfg *config.Config
 
 // build builds targets and returns the path of each; a target with several outputs gives several.
 func (s *session) build(ctx context.Context, env *Env, targets []protocol.Target, o *buildOptions) ([]store.Path, error) {
+	if err := o.configure(ctx, s); err != nil {
+		return nil, err
+	}
 	obs := env.buildObserver(o.quiet)
 	results, err := s.Build(ctx, targets, o.mode(), obs)
 	obs.close()

@@ -88,6 +88,7 @@ func serve(ctx context.Context, env *Env, layout disk.Layout, eng *engine) error
 	if err := notify(env.Getenv, "READY=1"); err != nil {
 		return errors.Join(err, listener.Close())
 	}
+	env.note("listening at %s", listener.Addr())
 	served := make(chan error, 1)
 	go func() { served <- eng.server.Serve(context.WithoutCancel(ctx), listener) }()
 	select {

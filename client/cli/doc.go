@@ -78,10 +78,15 @@
 //	cairn build [-o LINK] FILE[:NAME] | DERIVATION[!OUTPUT] | PATH … [flags]
 //	  --arg NAME=VALUE             give the file NAME=VALUE, which it reads with args.get(NAME); may be repeated
 //	  --check                      build again and compare with what is there
+//	  --cores N                    N processors for one builder; 0: all
 //	  -n, --dry-run                only list what would be built
 //	  --json                       print JSON
+//	  --keep-failed                keep the directory of a failed build
+//	  -k, --keep-going             after a failure build what does not depend on it
+//	  --max-silent TIME            end a builder that wrote nothing for TIME
 //	  -o, --out-link LINK          make LINK point to the result and keep it; further results get LINK-2, LINK-3, …
 //	  -q, --quiet                  do not show what builders write
+//	  --timeout TIME               end a builder after TIME, for example 2h
 //	  --top string                 the folder that the file may read below; default: its own
 //
 // For example:
@@ -363,9 +368,14 @@
 //
 //	cairn system build [-o LINK] FILE[:NAME] [flags]
 //	  --arg NAME=VALUE             give the file NAME=VALUE, which it reads with args.get(NAME); may be repeated
+//	  --cores N                    N processors for one builder; 0: all
 //	  --json                       print JSON
+//	  --keep-failed                keep the directory of a failed build
+//	  -k, --keep-going             after a failure build what does not depend on it
+//	  --max-silent TIME            end a builder that wrote nothing for TIME
 //	  -o, --out-link LINK          make LINK point to the system and keep it
 //	  -q, --quiet                  do not show what builders write
+//	  --timeout TIME               end a builder after TIME, for example 2h
 //	  --top string                 the folder that the file may read below; default: its own
 //
 // For example:
@@ -453,9 +463,14 @@
 //	cairn system reconfigure [--dry-run] FILE[:NAME] [flags]
 //	  --arg NAME=VALUE             give the file NAME=VALUE, which it reads with args.get(NAME); may be repeated
 //	  --confirm-within TIME        undo unless 'cairn system confirm' comes within TIME, for example 5m
+//	  --cores N                    N processors for one builder; 0: all
 //	  -n, --dry-run                print the plan and change nothing
 //	  --json                       print the result, with the plan, as JSON
+//	  --keep-failed                keep the directory of a failed build
+//	  -k, --keep-going             after a failure build what does not depend on it
+//	  --max-silent TIME            end a builder that wrote nothing for TIME
 //	  -q, --quiet                  do not show what builders write
+//	  --timeout TIME               end a builder after TIME, for example 2h
 //	  --top string                 the folder that the file may read below; default: its own
 //
 // For example:

@@ -40,7 +40,7 @@ only one. The system's store path is printed; nothing on this machine changes.`,
 	o.flags(cmd)
 	f := cmd.Flags()
 	f.StringVarP(&o.link, "out-link", "o", "", "make `LINK` point to the system and keep it")
-	f.BoolVarP(&o.quiet, "quiet", "q", false, "do not show what builders write")
+	o.limits(cmd)
 	f.BoolVar(&o.json, "json", false, "print JSON")
 	return cmd
 }
@@ -90,7 +90,7 @@ a system in the store.`,
 	}
 	b.flags(cmd)
 	o.flags(cmd)
-	cmd.Flags().BoolVarP(&b.quiet, "quiet", "q", false, "do not show what builders write")
+	b.limits(cmd)
 	return cmd
 }
 
