@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 
 	"golang.org/x/crypto/ssh"
 )
@@ -56,6 +57,7 @@ type Session struct {
 	said    *tail
 	in      io.WriteCloser
 	out     io.Reader
+	wait    func() error
 }
 
 // Start starts a command. The session ends with ctx.
@@ -74,6 +76,7 @@ func (c *Conn) open(ctx context.Context, cmd Command, piped bool) (*Session, err
 		return nil, c.lost(err)
 	}
 	s := &Session{conn: c, ctx: ctx, name: cmd.Argv[0], session: session, said: new(tail)}
+	s.wait = sync.OnceValue(s.await)
 	session.Stdin, session.Stdout, session.Stderr = cmd.Stdin, cmd.Stdout, cmd.Stderr
 	if cmd.Stderr == nil {
 		session.Stderr = s.said
@@ -106,8 +109,10 @@ func (s *Session) Write(p []byte) (int, error) { return s.in.Write(p) }
 // CloseWrite ends the command's standard input.
 func (s *Session) CloseWrite() error { return s.in.Close() }
 
-// Wait waits for the command's end and says how it ended.
-func (s *Session) Wait() error {
+// Wait waits for the command's end and says how it ended. It may be called again.
+func (s *Session) Wait() error { return s.wait() }
+
+func (s *Session) await() error {
 	err := s.session.Wait()
 	if !s.stop() && s.ctx.Err() != nil {
 		return context.Cause(s.ctx)

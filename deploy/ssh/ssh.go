@@ -124,7 +124,7 @@ type Options struct {
 	Program   string        // default "ssh"
 	Config    string        // configuration file instead of the user's and the system's
 	Connect   time.Duration // limit of TCP connect and of the whole log-in; default 15 s
-	Keepalive time.Duration // default 4 s; a dead link is noticed after three
+	Keepalive time.Duration // default 3 s; a dead link is noticed after three
 }
 
 func (o *Options) withDefaults() Options {
@@ -139,7 +139,7 @@ func (o *Options) withDefaults() Options {
 		v.Connect = 15 * time.Second
 	}
 	if v.Keepalive == 0 {
-		v.Keepalive = 4 * time.Second
+		v.Keepalive = 3 * time.Second
 	}
 	return v
 }
@@ -311,7 +311,7 @@ func (c *Conn) refused() error {
 	return e
 }
 
-// lost makes the error of a channel that broke.
+// lost makes the error of a channel that broke. When that is the connection's end, ssh says why in a moment.
 func (c *Conn) lost(err error) error {
 	select {
 	case <-c.ended:
@@ -320,7 +320,7 @@ func (c *Conn) lost(err error) error {
 			text = err.Error()
 		}
 		return &Error{Kind: ErrLost, Host: c.target.String(), Text: lastLine(text), Next: "run the command again; what was begun on the host ends there by itself"}
-	default:
+	case <-time.After(300 * time.Millisecond):
 		return fmt.Errorf("host %s: %w: %w", c.target, ErrLost, err)
 	}
 }

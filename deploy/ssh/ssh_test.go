@@ -244,9 +244,14 @@ func TestLost(t *testing.T) {
 	s, target, opts := fixture(t)
 	c := dial(t, target, opts)
 	time.AfterFunc(100*time.Millisecond, s.drop)
-	err := c.Run(t.Context(), ssh.Command{Argv: []string{"sleep", "1"}})
-	if !errors.Is(err, ssh.ErrLost) {
-		t.Errorf("got %v", err)
+	s1, err := c.Stream(t.Context(), "sleep", "1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := s1.Wait(); !errors.Is(err, ssh.ErrLost) {
+			t.Errorf("got %v", err)
+		}
 	}
 	if err := c.Run(t.Context(), ssh.Command{Argv: []string{"true"}}); !errors.Is(err, ssh.ErrLost) {
 		t.Errorf("after the loss: %v", err)

@@ -243,7 +243,7 @@ func (h *target) fingerprint() string {
 	h.t.Helper()
 	return h.enter("sh", "-c", `cd /etc && find . \( -name 'cairn-recover*' -o -name '*-' -o -name '*.lock' -o -name .pwd.lock -o -path ./systemd/system/basic.target.wants \) -prune -o -type f -printf '%p %m %u %g ' -exec sha256sum {} \; -o -type l -printf '%p -> %l\n' -o -type d -printf '%p/ %m\n' | sort
 hostname; readlink /run/current-system; readlink /cairn/var/profiles/system
-systemctl list-units --type=service,socket,timer,path --state=active,failed --no-legend --plain | awk '{print $1, $3, $4}' | grep -v -e '^cairn-recover' -e '^user@' -e '^user-runtime-dir' -e '^systemd-hostnamed' -e '^systemd-timedated' -e '^cairn-watchdog' -e '^dpkg' -e '^run-' | sort`)
+systemctl list-units --type=service,socket,timer,path --state=active,failed --no-legend --plain | awk '{print $1, $3, $4}' | grep -v -e '^cairn-recover' -e '^user@' -e '^user-runtime-dir' -e '^systemd-hostnamed' -e '^systemd-timedated' -e '^cairn-watchdog' -e '^dpkg' -e '^run-' -e '^ldconfig' -e '^systemd-.*-update' -e '^systemd-update-done' -e '^systemd-sysusers' | sort`)
 }
 
 func different(a, b string) string {
@@ -634,6 +634,28 @@ func TestActivateFirstFails(t *testing.T) {
 	h.same("first switch failed", original)
 	if out, err := h.login("root", 22, "true"); err != nil {
 		t.Errorf("login to the host's own sshd: %v %s", err, out)
+	}
+}
+
+// TestActivateFirstReboot checks that a first switch that nobody confirmed is gone after a reboot.
+func TestActivateFirstReboot(t *testing.T) {
+	h := newTarget(t)
+	original := h.fingerprint()
+	h.do("awaiting", "switch", "-confirm-within", "10m", h.build(h.full))
+	h.serves("one", "first")
+	if err := h.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Boot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.eventually(func() bool { return different(original, h.fingerprint()) == "" })
+	h.same("reboot", original)
+	if out := h.enter("systemctl", "show", "-P", "FragmentPath", "ssh.service"); strings.HasPrefix(out, "/etc/") {
+		t.Errorf("ssh runs from %s", out)
+	}
+	if out, _ := h.Enter(t.Context(), "systemctl", "is-failed", "cairn-recover.service"); strings.TrimSpace(out) == "failed" {
+		t.Error("recovery failed")
 	}
 }
 

@@ -415,6 +415,50 @@ echo 'echo Welcome to $(hostname), in the middle of your stream' >> /home/easy/.
 			t.Errorf("execute: got %+v", x[0])
 		}
 	})
+	t.Run("two at once", func(t *testing.T) {
+		c := c.in(t)
+		two := c.plain("10002", "two\n")
+		var both [2][]deploy.Result
+		var g sync.WaitGroup
+		var begun sync.Once
+		both[0] = c.deployWatched(func(e deploy.Event) {
+			if e.Step == "switch" {
+				begun.Do(func() { g.Go(func() { both[1] = c.deploy(c.machine(1, two)) }) })
+			}
+		}, c.machine(1, two))
+		g.Wait()
+		c.want(both[0], deploy.Deployed)
+		if !errors.Is(both[1][0].Err, deploy.ErrLeased) {
+			t.Errorf("the other one: %v", both[1][0].Err)
+		}
+	})
+	t.Run("daemon is down", func(t *testing.T) {
+		c := c.in(t)
+		c.says(1, "systemctl", "stop", "cairn-daemon")
+		c.want(c.deploy(c.machine(1, c.plain("10003", "three\n"))), deploy.Deployed)
+	})
+	t.Run("unit was stopped by hand", func(t *testing.T) {
+		c := c.in(t)
+		c.says(1, "systemctl", "stop", "sleeper")
+		r := c.deploy(c.machine(1, c.plain("10003", "three\n")))
+		c.want(r, deploy.Deployed)
+		if r[0].Objects != 0 || c.pid(1, "sleeper") == "0" {
+			t.Errorf("%d objects were sent, sleeper is %s", r[0].Objects, c.pid(1, "sleeper"))
+		}
+	})
+	t.Run("full disk", func(t *testing.T) {
+		c := c.in(t)
+		c.says(2, "sh", "-c", "mkdir /cairn && mount -t tmpfs -o size=8m tmpfs /cairn")
+		r := c.deploy(as(2, "root"))
+		c.want(r, deploy.Failed)
+		if !strings.Contains(r[0].Error, "No space left on device") {
+			t.Errorf("got %v", r[0].Err)
+		}
+		c.says(2, "mount", "-o", "remount,size=60m", "/cairn")
+		r = c.deploy(as(2, "root"))
+		c.want(r, deploy.Failed)
+		c.says(2, "sh", "-c", "systemctl stop cairn-daemon; umount -l /cairn")
+	})
 	t.Run("batch", func(t *testing.T) {
 		c := c.in(t)
 		c.opts.Batch = 1
