@@ -49,6 +49,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -147,14 +148,17 @@ func (b *Builder) Close() error {
 	return nil
 }
 
-// Build makes targets exist and returns one result for each, in their order.
+// Build makes targets exist and returns one result for each, in their order. What they need is kept from collection
+// meanwhile; afterwards the outputs are held by the lease of ctx (disk.WithLease), if it has one.
 // The error is for requests that could not be planned, cancelled ones included; failures of builds are in the results.
 func (b *Builder) Build(ctx context.Context, targets []protocol.Target, mode Mode, obs Observer) ([]*protocol.BuildResult, error) {
 	if mode == Repair {
 		return nil, errors.New("repairing by rebuilding is not supported")
 	}
+	lease := b.store.Lease("build request", 0)
+	defer lease.Release()
 	f := b.facts()
-	p, err := makePlan(f, targets)
+	p, err := steadyPlan(f, targets, lease)
 	if err != nil {
 		return nil, err
 	}
@@ -170,7 +174,23 @@ func (b *Builder) Build(ctx context.Context, targets []protocol.Target, mode Mod
 	if err := b.await(ctx, jobs); err != nil {
 		return nil, err
 	}
-	return b.results(f, p, targets, jobs)
+	return b.results(ctx, f, p, targets, jobs)
+}
+
+// steadyPlan makes a plan and holds everything that it relies on: what a collection takes away between the two
+// makes another plan.
+func steadyPlan(f *storeFacts, targets []protocol.Target, lease *disk.Lease) (*plan, error) {
+	p, err := makePlan(f, targets)
+	for err == nil {
+		if err := lease.Hold(p.relied...); err != nil {
+			return nil, err
+		}
+		if !slices.ContainsFunc(p.relied, func(r store.Path) bool { return !f.valid(r) }) {
+			break
+		}
+		p, err = makePlan(f, targets)
+	}
+	return p, err
 }
 
 func more(n int) string {
@@ -267,8 +287,8 @@ func (b *Builder) await(ctx context.Context, jobs map[store.Path]*job) error {
 	return nil
 }
 
-// results makes the answer for each target.
-func (b *Builder) results(f *storeFacts, p *plan, targets []protocol.Target, jobs map[store.Path]*job) ([]*protocol.BuildResult, error) {
+// results makes the answer for each target, and has the lease of ctx, if there is one, hold the outputs.
+func (b *Builder) results(ctx context.Context, f *storeFacts, p *plan, targets []protocol.Target, jobs map[store.Path]*job) ([]*protocol.BuildResult, error) {
 	list := make([]*protocol.BuildResult, len(targets))
 	for i, t := range targets {
 		n, j := p.known[t.Path], jobs[t.Path]
@@ -289,8 +309,24 @@ func (b *Builder) results(f *storeFacts, p *plan, targets []protocol.Target, job
 			list[i] = r
 		}
 		list[i].Target = t
+		if err := keepOutputs(ctx, list[i]); err != nil {
+			return nil, err
+		}
 	}
 	return list, nil
+}
+
+func keepOutputs(ctx context.Context, r *protocol.BuildResult) error {
+	lease := disk.LeaseOf(ctx)
+	if lease == nil {
+		return nil
+	}
+	for _, o := range r.Outputs {
+		if err := lease.Hold(o.OutPath); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (b *Builder) resultOf(f *storeFacts, t protocol.Target, n *node, j *job) (*protocol.BuildResult, error) {
@@ -324,7 +360,9 @@ func (b *Builder) BuildDerivation(ctx context.Context, path store.Path, d *deriv
 	fail := func(err error) *protocol.BuildResult {
 		return &protocol.BuildResult{Target: target, Status: protocol.MiscFailure, Error: err.Error()}
 	}
-	p, err := makePlan(f, []protocol.Target{target})
+	lease := b.store.Lease("build request", 0)
+	defer lease.Release()
+	p, err := steadyPlan(f, []protocol.Target{target}, lease)
 	if err != nil {
 		return fail(err)
 	}
@@ -340,7 +378,7 @@ func (b *Builder) BuildDerivation(ctx context.Context, path store.Path, d *deriv
 	if err := b.await(ctx, jobs); err != nil {
 		return fail(err)
 	}
-	list, err := b.results(f, p, []protocol.Target{target}, jobs)
+	list, err := b.results(ctx, f, p, []protocol.Target{target}, jobs)
 	if err != nil {
 		return fail(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"cairn/daemon/protocol"
 	"cairn/derivation"
 	"cairn/store"
+	"cairn/store/disk"
 )
 
 // Causes of a cancelled build.
@@ -62,8 +63,9 @@ type job struct {
 	dependents []*job
 	begun      *Event // Started, for who comes later
 	log        *logWriter
-	child      *job // the resolved derivation's
-	broken     *job // the first dep that failed
+	child      *job        // the resolved derivation's
+	broken     *job        // the first dep that failed
+	lease      *disk.Lease // holds what it needs and what it makes, until nobody waits for it
 
 	watches atomic.Pointer[[]*watch] // the list is never changed, only replaced, under core.mu
 
@@ -143,12 +145,26 @@ func (c *core) endLocked(j *job, r *protocol.BuildResult, paths map[string]store
 	for _, d := range j.deps {
 		c.leave(d)
 	}
+	if j.waiters == 0 {
+		j.release()
+	}
+}
+
+// release lets go of the outputs of a job that has ended and that nobody waits for. The caller holds mu.
+func (j *job) release() {
+	if j.lease != nil {
+		j.lease.Release()
+	}
 }
 
 // leave takes one waiter away and ends a job that nobody waits for.
 func (c *core) leave(j *job) {
 	j.waiters--
-	if j.waiters > 0 || j.ended {
+	if j.waiters > 0 {
+		return
+	}
+	if j.ended {
+		j.release()
 		return
 	}
 	c.forget(j)

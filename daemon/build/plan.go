@@ -23,6 +23,7 @@ type plan struct {
 	nodes   []*node              // that must be built, every one behind its inputs
 	known   map[store.Path]*node // all that were looked at
 	unknown []store.Path         // objects that are not valid and that no derivation here makes
+	relied  []store.Path         // objects that are valid, and must stay so
 }
 
 // node is a derivation of a plan.
@@ -72,7 +73,9 @@ func (p *planner) target(t protocol.Target) error {
 }
 
 func (p *planner) object(path store.Path) {
-	if !p.valid(path) {
+	if p.valid(path) {
+		p.relied = append(p.relied, path)
+	} else {
 		p.unknown = append(p.unknown, path)
 	}
 }
@@ -138,6 +141,8 @@ func (p *planner) expand(n *node) error {
 		}
 		if out.IsZero() || !p.valid(out) {
 			n.needed = true
+		} else {
+			p.relied = append(p.relied, out)
 		}
 	}
 	if !n.needed {

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -65,9 +67,7 @@ func (j *job) realise(r *protocol.BuildResult) (map[string]store.Path, error) {
 	if first := j.firstFailure(); first != nil {
 		return nil, failure(protocol.DependencyFailed, "'%s' cannot be built, because '%s' failed: %s", j.key.drv, first.key.drv, first.result.Error)
 	}
-	lease := j.b.store.Lease("build of "+j.key.drv.String(), 0)
-	defer lease.Release()
-	ctx := disk.WithLease(j.ctx, lease)
+	ctx := disk.WithLease(j.ctx, j.hold())
 	resolve, err := j.mustResolve()
 	if err != nil {
 		return nil, err
@@ -75,7 +75,7 @@ func (j *job) realise(r *protocol.BuildResult) (map[string]store.Path, error) {
 	if resolve {
 		return j.resolve(ctx, r)
 	}
-	if paths, err := j.present(); paths != nil || err != nil {
+	if paths, err := j.keepPresent(); paths != nil || err != nil {
 		r.Status = protocol.AlreadyValid
 		return paths, err
 	}
@@ -85,8 +85,29 @@ func (j *job) realise(r *protocol.BuildResult) (map[string]store.Path, error) {
 	}
 	defer release()
 	j.begin()
-	a := &attempt{job: j, drv: j.drv, lease: lease}
+	a := &attempt{job: j, drv: j.drv}
 	return a.run(ctx, r)
+}
+
+// hold gives the job its lease.
+func (j *job) hold() *disk.Lease {
+	l := j.b.store.Lease("build of "+j.key.drv.String(), 0)
+	j.b.mu.Lock()
+	defer j.b.mu.Unlock()
+	j.lease = l
+	return l
+}
+
+// keepPresent returns the outputs when all are valid, and holds them.
+func (j *job) keepPresent() (map[string]store.Path, error) {
+	paths, err := j.present()
+	if paths == nil || err != nil {
+		return nil, err
+	}
+	if err := j.lease.Hold(slices.Collect(maps.Values(paths))...); err != nil {
+		return nil, err
+	}
+	return j.present()
 }
 
 // firstFailure follows failed inputs to the one that failed by itself.
@@ -177,6 +198,9 @@ func (j *job) resolve(ctx context.Context, r *protocol.BuildResult) (map[string]
 	if r.Status == protocol.AlreadyValid {
 		r.Status = protocol.ResolvesToAlreadyValid
 	}
+	if err := j.lease.Hold(slices.Collect(maps.Values(child.paths))...); err != nil {
+		return nil, err
+	}
 	return child.paths, j.record(ctx, child.paths, inputs)
 }
 
@@ -253,7 +277,6 @@ func (j *job) record(ctx context.Context, paths map[string]store.Path, inputs ma
 type attempt struct {
 	*job
 	drv     *derivation.Derivation // the job's, with the outputs' paths for their placeholders
-	lease   *disk.Lease
 	network bool
 	inputs  []store.Path // and their closure
 	outputs []*output

@@ -222,6 +222,12 @@ func WithLease(ctx context.Context, l *Lease) context.Context {
 	return context.WithValue(ctx, leaseKey{}, l)
 }
 
+// LeaseOf returns the lease of a context that WithLease made, or nil.
+func LeaseOf(ctx context.Context) *Lease {
+	l, _ := ctx.Value(leaseKey{}).(*Lease)
+	return l
+}
+
 // holdFor holds a path that is being added: by the context's lease, and until the returned function is called.
 func (s *Store) holdFor(ctx context.Context, p store.Path) func() {
 	if l, ok := ctx.Value(leaseKey{}).(*Lease); ok && l.s == s {
