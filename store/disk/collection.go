@@ -132,7 +132,8 @@ func (t *Snapshot) Outputs(id uint32) ([]uint32, error) {
 //
 // While marking, objects that are added or held are put on a list, whose closures Seal has
 // marked. While sweeping, what becomes held is kept with all of its closure that is not marked.
-// So additions never wait for more than that.
+// So additions never wait for more than that. Objects newer than the snapshot are never deleted, and
+// what they refer to is on the list.
 type Collection struct {
 	*Snapshot
 	g        *graph
@@ -206,28 +207,15 @@ func (c *Collection) Seal(live Set, mark func(live Set, from []uint32) error) er
 			c.g.mu.Unlock()
 			return nil
 		}
-		var from []uint32
+		from := make([]uint32, 0, len(grey))
 		for _, n := range grey {
-			from = append(from, c.known(n)...)
+			from = append(from, n.id)
 		}
 		c.g.mu.Unlock()
 		if err := mark(live, from); err != nil {
 			return err
 		}
 	}
-}
-
-// known returns the number of a node of the snapshot, or, of a newer one, those of what it refers to: newer
-// ones are on the list themselves. The caller holds graph.mu.
-func (c *Collection) known(n *node) []uint32 {
-	if int(n.id) < len(c.nodes) && c.nodes[n.id] == n {
-		return []uint32{n.id}
-	}
-	from := n.refs
-	if d := c.g.byDigest[n.deriver]; c.derivers && d != nil {
-		from = append(append([]uint32(nil), from...), d.id)
-	}
-	return from
 }
 
 // End ends the collection.

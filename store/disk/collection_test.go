@@ -106,6 +106,34 @@ func TestCollectionBarrier(t *testing.T) {
 	}
 }
 
+// TestCollectionKeepsRepaired adds an object that had disappeared from the disk while a collection
+// that holds it for garbage runs.
+func TestCollectionKeepsRepaired(t *testing.T) {
+	l := newLayout(t)
+	s := open(t, l)
+	base := text(t, s, "base", "base")
+	lost := text(t, s, "lost", "lost", base)
+	closeStore(t, s)
+	if err := os.Remove(l.RealPath(lost)); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, l)
+	c, err := s.Collect(t.Context(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := everything(t, c, []store.Path{base, lost})
+	if err := c.Seal(disk.NewSet(c.Len()), extend(c)); err != nil {
+		t.Fatal(err)
+	}
+	text(t, s, "lost", "lost", base)
+	deleted, err := c.Delete(ids)
+	c.End()
+	if err != nil || len(deleted) > 0 || !s.IsValid(lost) || !s.IsValid(base) {
+		t.Errorf("deleted %v, %v", deleted, err)
+	}
+}
+
 func TestCollectionsWait(t *testing.T) {
 	s := open(t, newLayout(t))
 	a := text(t, s, "a", "a")

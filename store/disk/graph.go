@@ -23,7 +23,7 @@ type node struct {
 	isDrv   bool   // there may be rows of its outputs
 	isOut   bool   // there may be rows that say it was realised
 	missing bool   // there is a row but no object on disk: not valid
-	gone    bool   // being deleted: not in the graph any more
+	gone    bool   // deleted or replaced: not in the graph any more
 	kept    uint64 // the collection that must not delete it
 }
 
@@ -100,10 +100,13 @@ func (g *graph) insert(d meta.Digest, o *meta.Object) (meta.Digest, bool) {
 		g.place(n)
 	}
 	g.link(n, o.References)
-	if g.collection != nil {
+	if c := g.collection; c != nil {
 		n.kept = g.epoch
 		for _, r := range n.refs {
 			g.keep(g.nodes[r])
+		}
+		if drv := g.byDigest[n.deriver]; c.derivers && drv != nil {
+			g.keep(drv)
 		}
 	}
 	return d, true
@@ -117,6 +120,7 @@ func (g *graph) replace(old, n *node) {
 		m.referrers = slices.DeleteFunc(m.referrers, func(id uint32) bool { return id == old.id })
 	}
 	g.edges -= len(old.refs)
+	old.gone = true // for snapshots
 	g.nodes[n.id], g.byDigest[n.digest] = n, n
 }
 
