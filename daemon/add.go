@@ -213,6 +213,7 @@ func readMultiple(d *protocol.Decoder) archived {
 func (x *session) addMultipleToStore(ctx context.Context, a archived) (reply, error) {
 	r := wire.NewReader(x.upload)
 	d := protocol.NewDecoder(r, x.d.Format)
+	d.Reserve = x.memory.take
 	n := d.Uint64()
 	for i := uint64(0); i < n; i++ {
 		d.Reset(protocol.MaxRequest)

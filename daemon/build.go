@@ -84,7 +84,7 @@ func (x *session) settle(ctx context.Context, r *protocol.BuildResult) error {
 	return nil
 }
 
-// holdTarget keeps a target, and its outputs as far as their paths are known, before they are built.
+// holdTarget keeps a target, and its outputs as far as the derivation says their paths, before they are built.
 func (x *session) holdTarget(t protocol.Target) error {
 	if err := x.hold(t.Path); err != nil {
 		return err
@@ -92,15 +92,15 @@ func (x *session) holdTarget(t protocol.Target) error {
 	if len(t.Outputs) == 0 {
 		return nil
 	}
-	outputs, err := x.server.build.OutputMap(t.Path)
+	d, err := x.server.hashes.load(t.Path)
 	if err != nil {
 		return nil // the build will say why
 	}
-	for _, p := range outputs {
-		if p.IsZero() {
+	for _, o := range d.Outputs {
+		if o.Path.IsZero() {
 			continue
 		}
-		if err := x.hold(p); err != nil {
+		if err := x.hold(o.Path); err != nil {
 			return err
 		}
 	}
@@ -119,9 +119,10 @@ func (x *session) buildPaths(ctx context.Context, q buildRequest) (reply, error)
 func failures(results []*protocol.BuildResult) error {
 	var texts []string
 	for _, r := range results {
-		if !r.Status.OK() && !slices.Contains(texts, r.Error) {
-			texts = append(texts, cmpText(r.Error, fmt.Sprintf("build %s: %s", r.Target, r.Status)))
+		if r.Status.OK() || slices.Contains(texts, r.Error) {
+			continue
 		}
+		texts = append(texts, cmpText(r.Error, fmt.Sprintf("build %s: %s", r.Target, r.Status)))
 	}
 	if len(texts) == 0 {
 		return nil

@@ -34,7 +34,7 @@
 // # Bounds
 //
 // Connections are limited, in all and per user; one request costs at most protocol.MaxRequest
-// bytes of memory, a waiting message queue a few MiB; contents are streamed.
+// bytes of memory, all large ones together maxMemory (memory.go), a waiting message queue a few MiB; contents are streamed.
 //
 // # Shutdown
 //
@@ -97,6 +97,7 @@ type Server struct {
 	log    *slog.Logger
 	began  time.Time
 	ids    atomic.Uint64 // of activities
+	memory atomic.Int64  // MiB that large requests have reserved
 
 	ctx    context.Context // of all work; ends with ErrShutdown
 	cancel context.CancelCauseFunc

@@ -8,8 +8,10 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -26,8 +28,21 @@ import (
 	"cairn/store/disk"
 )
 
+// activatedVariable makes this program a daemon that systemd has given its socket.
+const activatedVariable = "DAEMON_TEST_ACTIVATED"
+
 func TestMain(m *testing.M) {
 	sandbox.Init()
+	if os.Getenv(activatedVariable) != "" {
+		os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
+		l, err := daemon.Listen(disk.Layout{SocketPath: "/nowhere/socket"})
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		fmt.Println(l.Addr(), os.Getenv("LISTEN_FDS") == "")
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 
@@ -602,6 +617,32 @@ func TestSecondDaemonAndStaleSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	again.Close()
+}
+
+func TestSocketActivation(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	f, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for fds, want := range map[string]string{"1": path + " true\n", "2": "socket activation passed \"2\" sockets, wanted is 1\n"} {
+		cmd := exec.Command(self)
+		cmd.Env = append(os.Environ(), activatedVariable+"=1", "LISTEN_FDS="+fds)
+		cmd.ExtraFiles = []*os.File{f}
+		if out, _ := cmd.CombinedOutput(); string(out) != want {
+			t.Errorf("%s: %q, want %q", fds, out, want)
+		}
+	}
 }
 
 // TestLongSocketPath goes where the kernel's names for sockets do not reach.

@@ -243,6 +243,38 @@ func TestSilentClients(t *testing.T) {
 	}
 }
 
+// TestLargeRequestsShareMemory floods the daemon with texts that never end.
+func TestLargeRequestsShareMemory(t *testing.T) {
+	r := start(t, nil)
+	var wg sync.WaitGroup
+	refused := make(chan string, 100)
+	hold := make(chan struct{})
+	for range 30 {
+		wg.Go(func() {
+			c := r.raw(34)
+			c.e.Uint64(uint64(protocol.OpQueryValidPaths))
+			c.e.Uint64(1 << 20)
+			for range 3500 { // 13 MiB, and then nothing
+				c.e.Text(strings.Repeat("x", 4000))
+			}
+			if c.e.Flush() == nil {
+				<-hold
+				return
+			}
+			refused <- ""
+		})
+	}
+	for range 5 {
+		<-refused
+	}
+	info := addText(t, r.dial(), "a", "small requests go on")
+	if info == nil {
+		t.Error("no info")
+	}
+	close(hold)
+	wg.Wait()
+}
+
 // FuzzSession sends anything after the handshake to a live daemon.
 func FuzzSession(f *testing.F) {
 	r := start(f, nil)

@@ -35,6 +35,7 @@ type session struct {
 	lease  *disk.Lease // of what was added and what AddTempRoot named
 	held   int
 	set    settings
+	memory memory
 	upload *wire.FrameReader // of the request under way
 
 	mu     sync.Mutex // guards what follows
@@ -46,7 +47,7 @@ type session struct {
 
 // session runs a session to its end. A client that leaves between requests is no error.
 func (s *Server) session(ctx context.Context, rw io.ReadWriteCloser, peer Peer) error {
-	x := &session{server: s, ctx: ctx, peer: peer, conn: rw}
+	x := &session{server: s, ctx: ctx, peer: peer, conn: rw, memory: memory{all: &s.memory}}
 	refused := s.enter(x)
 	defer x.end()
 	format, err := x.handshake(refused)
@@ -104,6 +105,7 @@ func (x *session) handshake(refused error) (protocol.Format, error) {
 		return f, fmt.Errorf("handshake: %w", err)
 	}
 	x.d, x.e = protocol.NewDecoder(r, f), protocol.NewEncoder(w, f)
+	x.d.Reserve = x.memory.take
 	x.tunnel = newTunnel(x.e)
 	if err := x.answer(refused, nil); err != nil {
 		return f, fmt.Errorf("handshake: %w", err)
@@ -190,6 +192,7 @@ func (x *session) hold(p store.Path) error {
 func (x *session) request(op *operation) error {
 	x.d.Reset(protocol.MaxRequest)
 	x.upload = nil
+	defer x.memory.release()
 	run := op.handle(x)
 	framed := op.framed != 0 && x.d.Version >= protocol.Minor(op.framed)
 	if framed && x.d.Broken() == nil {

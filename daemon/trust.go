@@ -11,6 +11,7 @@ import (
 
 	"cairn/archive"
 	"cairn/archive/nar"
+	"cairn/daemon/protocol"
 	"cairn/derivation"
 	"cairn/store"
 )
@@ -60,13 +61,14 @@ func (s *Server) importKeys() ([]archive.PublicKey, error) {
 }
 
 // maxDerivation is the size limit of a .drv.
-const maxDerivation = 64 << 20
+const maxDerivation = 32 << 20
 
 // checkedDerivation reads a .drv, plain or as a NAR, and returns what it read,
 // after checking that the outputs that it claims are its own.
 func (x *session) checkedDerivation(name string, archived bool, r io.Reader) ([]byte, error) {
 	var text, all []byte
 	var err error
+	r = &metered{r: r, m: &x.memory, free: protocol.Step}
 	if archived {
 		all, text, err = readArchivedFile(r)
 	} else {

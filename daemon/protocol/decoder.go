@@ -9,17 +9,30 @@ import (
 	"cairn/store"
 )
 
-// ErrTooMuch says that one request or reply is larger than its budget.
-var ErrTooMuch = errors.New("message exceeds its memory budget")
+// Errors of size.
+var (
+	// ErrTooMuch says that one request or reply is larger than its budget.
+	ErrTooMuch = errors.New("message exceeds its memory budget")
+	// ErrBusy says that all large messages together take too much memory now.
+	ErrBusy = errors.New("too many large requests at once; try again later")
+)
 
 // Decoder reads values. Its first error of either kind stays; see the package comment.
 type Decoder struct {
 	Format
 	r      *wire.Reader
 	budget int64
+	spent  int64
 	broken error // framing: the position in the stream is lost
 	bad    error // value: the position is right
+
+	// Reserve is asked for each further MiB that a message takes; the first is free. If it says no, the message
+	// is refused. Nil: always yes.
+	Reserve func() bool
 }
+
+// Step is how much memory Reserve is asked for.
+const Step = 1 << 20
 
 // NewDecoder returns a decoder with the budget of a request.
 func NewDecoder(r *wire.Reader, f Format) *Decoder {
@@ -28,7 +41,7 @@ func NewDecoder(r *wire.Reader, f Format) *Decoder {
 
 // Reset forgets a bad value and gives the next message the budget n.
 // A broken stream stays broken.
-func (d *Decoder) Reset(n int64) { d.budget, d.bad = n, nil }
+func (d *Decoder) Reset(n int64) { d.budget, d.spent, d.bad = n, 0, nil }
 
 // Wire returns the reader below, for frames and archives.
 func (d *Decoder) Wire() *wire.Reader { return d.r }
@@ -60,9 +73,16 @@ func (d *Decoder) reject(err error) {
 }
 
 func (d *Decoder) spend(n int) bool {
-	d.budget -= int64(n)
-	if d.budget < 0 {
+	before := d.spent / Step
+	d.spent += int64(n)
+	if d.spent > d.budget {
 		d.fail(ErrTooMuch)
+	}
+	for range d.spent/Step - before {
+		if d.Reserve != nil && !d.Reserve() {
+			d.fail(ErrBusy)
+			break
+		}
 	}
 	return d.broken == nil
 }
@@ -107,7 +127,7 @@ func (d *Decoder) Text(limit int) string {
 	if d.broken != nil {
 		return ""
 	}
-	limit = int(min(int64(limit), max(d.budget, 0)))
+	limit = int(min(int64(limit), max(d.budget-d.spent, 0)))
 	s, err := d.r.String(limit)
 	if err != nil {
 		d.fail(err)

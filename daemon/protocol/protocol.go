@@ -79,10 +79,10 @@ func (f Format) Has(feature Feature) bool { return slices.Contains(f.Features, f
 
 // Limits of single values, in bytes or elements.
 const (
-	MaxPath    = 4096    // a path or a name
-	MaxText    = 1 << 20 // an error, a log line, a setting
-	MaxValue   = 64 << 20
-	MaxCount   = 1 << 24 // elements of a list; the budget binds first
+	MaxPath    = 4096     // a path or a name
+	MaxText    = 1 << 20  // an error, a log line, a setting
+	MaxValue   = 16 << 20 // a variable of a derivation, contents of a text
+	MaxCount   = 1 << 24  // elements of a list; the budget binds first
 	MaxRequest = 64 << 20
 	MaxReply   = 2 << 30
 	MaxRead    = 1 << 20 // what a Read message may ask for
