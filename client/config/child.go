@@ -309,7 +309,10 @@ func startChild(ctx context.Context, file string, opts *Options) (*child, error)
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
 	cmd.Env = []string{childVariable + "=1", "GOTRACEBACK=none", "GOGC=200"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	c := &child{file: file, cmd: cmd, print: opts.Print, stderr: &tail{}, ctx: ctx, heap: max(o.MaxHeap, 1<<30)}
+	c := &child{file: file, cmd: cmd, print: opts.Print, stderr: &tail{}, ctx: ctx, heap: o.MaxHeap}
+	if c.heap == 0 {
+		c.heap = 1 << 30
+	}
 	cmd.Stderr = c.stderr
 	if c.in, err = cmd.StdinPipe(); err != nil {
 		return nil, fmt.Errorf("start evaluation of %s: %w", file, err)

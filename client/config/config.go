@@ -43,7 +43,7 @@ type Options struct {
 	Cairn    string                      // the cairn program that is part of every system; default: this one
 	MaxSteps uint64                      // default 1e9
 	MaxHeap  uint64                      // default 1 GiB
-	Print    func(place, message string) `json:"-"` // nil discards what print(…) prints
+	Print    func(place, message string) // nil discards what print(…) prints
 }
 
 // System is a folded system.

@@ -236,7 +236,7 @@ n = {"x": 1}
 	}
 }
 
-// TestSameEverywhere: the child and this process compute the same, and twice the same.
+// TestSystemIsDeterministic evaluates the same in several children.
 func TestSystemIsDeterministic(t *testing.T) {
 	text := head + `x = system(host_name = "a", services = base_services + [openssh(), ntp(), rsync(), nginx(servers = [nginx_server()])])`
 	var drv store.Path
