@@ -111,6 +111,15 @@ func (c *Conn) FollowLog(ctx context.Context, drv store.Path, w io.Writer) error
 	})
 }
 
+// AddBuildLog gives the daemon the log of a derivation that was built elsewhere. Only trusted peers may.
+func (c *Conn) AddBuildLog(ctx context.Context, drv store.Path, r io.Reader) error {
+	return c.do(ctx, &call{
+		op: protocol.OpAddBuildLog, what: "add the log of " + drv.String(), since: 32,
+		fields: func(e *protocol.Encoder) { e.Text(drv.Base()) },
+		body:   copyAll(r), reply: ack,
+	})
+}
+
 // writeTo returns a chunk function that writes to w.
 func writeTo(w io.Writer) func([]byte) error {
 	return func(b []byte) error {

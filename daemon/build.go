@@ -264,8 +264,3 @@ func (x *session) queryDerivationOutputNames(_ context.Context, drv store.Path) 
 		return nil
 	}, nil
 }
-
-// followLog sends a build log, to the end of the build if it runs.
-func (x *session) followLog(ctx context.Context, drv store.Path) (reply, error) {
-	return nil, x.server.build.FollowLog(ctx, drv, x.tunnel)
-}

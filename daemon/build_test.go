@@ -112,6 +112,22 @@ func TestBuildTellsItsLog(t *testing.T) {
 	}
 }
 
+func TestAddBuildLog(t *testing.T) {
+	r := start(t, nil)
+	c := r.dial()
+	drv := script(t, c, "elsewhere", "true", true)
+	if err := r.stranger().AddBuildLog(t.Context(), drv, strings.NewReader("lies\n")); !errors.Is(err, protocol.ErrNotAllowed) {
+		t.Errorf("stranger: %v", err)
+	}
+	if err := c.AddBuildLog(t.Context(), drv, strings.NewReader("done elsewhere\n")); err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	if err := c.FollowLog(t.Context(), drv, &log); err != nil || log.String() != "done elsewhere\n" {
+		t.Errorf("log: %q, %v", log.String(), err)
+	}
+}
+
 func TestVerboseBuildIsLinesOfLog(t *testing.T) {
 	needSandbox(t)
 	r := start(t, nil)

@@ -85,6 +85,7 @@ var operations = []operation{
 	{op: protocol.OpRegisterDrvOutput, name: "RegisterDrvOutput", since: 27, handle: on(readRealisation, (*session).registerDrvOutput)},
 	{op: protocol.OpQueryRealisation, name: "QueryRealisation", since: 27, handle: on(readOutput, (*session).queryRealisation)},
 	{op: protocol.OpAddMultipleToStore, name: "AddMultipleToStore", since: 32, framed: 32, handle: on(readMultiple, (*session).addMultipleToStore)},
+	{op: protocol.OpAddBuildLog, name: "AddBuildLog", since: 32, right: trusted, framed: 32, handle: on(readLogOf, (*session).addBuildLog)},
 	{op: protocol.OpBuildPathsWithResults, name: "BuildPathsWithResults", since: 34, long: true, handle: on(readBuild, (*session).buildPathsWithResults)},
 	{op: protocol.OpAddPermRoot, name: "AddPermRoot", since: 36, right: trusted, handle: on(readPermRoot, (*session).addPermRoot)},
 
