@@ -18,6 +18,8 @@ import (
 	"cairn/daemon/protocol"
 	"cairn/derivation"
 	"cairn/store"
+	"cairn/store/disk"
+	"cairn/store/gc"
 )
 
 // TestKinds builds a graph of every kind of derivation.
@@ -551,5 +553,46 @@ func TestThroughput(t *testing.T) {
 		r.realise(top)
 		took := time.Since(start)
 		t.Logf("%d builds in %v: %v each", n, took.Round(time.Millisecond), (took / time.Duration(n)).Round(10*time.Microsecond))
+	}
+}
+
+// TestCollection collects garbage while a build that has no root waits for one of its inputs.
+func TestCollection(t *testing.T) {
+	r := newRig(t, nil)
+	old := r.add(drv{name: "old", kind: derivation.Floating, script: "echo old > $out"})
+	r.realise(old)
+	quick := r.add(drv{name: "quick", script: "echo quick > $out"})
+	slow := r.add(drv{name: "slow", script: "echo started; sleep 1; echo slow > $out"})
+	garbage := r.realise(r.add(drv{name: "garbage", script: "echo garbage > $out"}))
+	top := r.add(drv{name: "top", script: "cat @old@ @quick@ @slow@ > $out", inputs: map[string]store.Path{"old": old, "quick": quick, "slow": slow}})
+	var rec recorder
+	lease := r.store.Lease("test", 0)
+	defer lease.Release()
+	done := make(chan *protocol.BuildResult, 1)
+	go func() {
+		list, err := r.build.Build(disk.WithLease(context.Background(), lease), all(top), build.Normal, &rec)
+		if err != nil {
+			t.Error(err)
+		}
+		done <- list[0]
+	}()
+	m, _ := r.build.OutputMap(quick)
+	wait(t, "the quick one is built and the slow one is not", func() bool { return r.store.IsValid(m["out"]) && rec.count(build.Line) > 0 })
+	collect := func() {
+		if _, err := gc.Collect(t.Context(), r.store, gc.Options{Action: gc.DeleteDead, DropDerivations: true}); err != nil {
+			t.Error(err)
+		}
+	}
+	collect()
+	if r.store.IsValid(garbage) {
+		t.Error("the collection did not collect")
+	}
+	res := <-done
+	if res.Status != protocol.Built {
+		t.Fatalf("%v: %s", res.Status, res.Error)
+	}
+	collect()
+	if !r.store.IsValid(res.Outputs["out"].OutPath) || r.store.IsValid(m["out"]) {
+		t.Errorf("after the build the output alone should be there: %v, %v; leases %v", r.store.IsValid(res.Outputs["out"].OutPath), r.store.IsValid(m["out"]), r.store.Leases())
 	}
 }
