@@ -18,6 +18,7 @@
 package config
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -80,11 +81,12 @@ type Target struct {
 	Path   store.Path // zero when it is known only after the build
 }
 
-// TypeDoc describes a service type.
+// TypeDoc describes a service type, or a record type that services have in their fields.
 type TypeDoc struct {
 	Name       string     `json:"name"`
+	Kind       string     `json:"kind"` // "service" or "record"
 	Doc        string     `json:"doc"`
-	Module     string     `json:"module,omitempty"` // what to load it from
+	Module     string     `json:"module,omitempty"` // what to load it from; empty: it is there without
 	Place      string     `json:"place,omitempty"`
 	Extends    []string   `json:"extends,omitempty"`
 	Extensible bool       `json:"extensible,omitempty"`
@@ -115,7 +117,7 @@ type backend interface {
 	System(name string) (*System, error)
 	// Machines returns the machines.
 	Machines() ([]Machine, error)
-	// ServiceTypes describes the library's service types and those that the file exports, by name.
+	// ServiceTypes describes the service and record types of the library and those that the file exports, by name.
 	ServiceTypes() ([]TypeDoc, error)
 	// Additions returns what a store must be given so that paths exist in it, references first.
 	Additions(paths ...store.Path) ([]eval.Addition, error)
@@ -142,7 +144,7 @@ func Load(ctx context.Context, file string, opts *Options) (*Config, error) {
 	return &Config{e}, nil
 }
 
-// ServiceTypes describes the library's service types, by name.
+// ServiceTypes describes the library's service and record types, by name.
 func ServiceTypes(ctx context.Context) ([]TypeDoc, error) {
 	e, err := newEvaluated(ctx, &Options{})
 	if err != nil {
@@ -362,30 +364,38 @@ func (e *evaluated) ServiceTypes() ([]TypeDoc, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the library: %w", err)
 	}
-	found := map[*serviceType]TypeDoc{}
+	found := map[starlark.Value]TypeDoc{}
 	for _, entry := range entries {
 		m, err := e.eval.Module(e.ctx, "@cairn//"+entry.Name())
 		if err != nil {
 			return nil, err
 		}
-		collectTypes(found, m, m.Name)
+		module := m.Name
+		if entry.Name() == library.Prelude {
+			module = ""
+		}
+		collectTypes(found, m, module)
 	}
 	if e.main != nil {
 		collectTypes(found, e.main, "")
 	}
 	return slices.SortedFunc(maps.Values(found), func(a, b TypeDoc) int {
-		if a.Name != b.Name {
-			return slices.Compare([]string{a.Name}, []string{b.Name})
-		}
-		return slices.Compare([]string{a.Place}, []string{b.Place})
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Place, b.Place))
 	}), nil
 }
 
-func collectTypes(found map[*serviceType]TypeDoc, m *eval.Module, module string) {
+// collectTypes adds the types that a module exports, each under the name it is first found with.
+func collectTypes(found map[starlark.Value]TypeDoc, m *eval.Module, module string) {
 	for _, n := range m.Names() {
-		if t, ok := m.Globals[n].(*serviceType); ok {
-			if _, known := found[t]; !known {
-				found[t] = t.doc(module)
+		v := m.Globals[n]
+		switch v := v.(type) {
+		case *serviceType:
+			if _, known := found[v]; !known {
+				found[v] = v.doc(module)
+			}
+		case *eval.RecordType:
+			if _, known := found[v]; !known {
+				found[v] = TypeDoc{Name: n, Kind: "record", Doc: v.Schema.Doc, Module: module, Place: v.Place().String(), Fields: fieldDocs(v)}
 			}
 		}
 	}

@@ -371,17 +371,25 @@ func serviceList(v starlark.Value) ([]*service, error) {
 
 // doc describes the type for people.
 func (t *serviceType) doc(module string) TypeDoc {
-	d := TypeDoc{Name: t.typ.Name, Doc: t.typ.Doc, Module: module, Place: t.place.String(), Extensible: t.extend != nil}
+	d := TypeDoc{
+		Name: t.typ.Name, Kind: "service", Doc: t.typ.Doc, Module: module, Place: t.place.String(),
+		Extensible: t.extend != nil, Fields: fieldDocs(t.record),
+	}
 	for _, x := range t.extends {
 		d.Extends = append(d.Extends, x.typ.Name)
 	}
 	slices.Sort(d.Extends)
-	for _, f := range t.record.Fields {
-		fd := FieldDoc{Name: f.Name, Type: f.Type.String(), Doc: f.Doc, Required: f.Default == nil}
-		if f.Default != nil {
-			fd.Default = f.Default.String()
-		}
-		d.Fields = append(d.Fields, fd)
-	}
 	return d
+}
+
+func fieldDocs(t *eval.RecordType) []FieldDoc {
+	docs := []FieldDoc{}
+	for _, f := range t.Fields {
+		d := FieldDoc{Name: f.Name, Type: f.Type.String(), Doc: f.Doc, Required: f.Default == nil}
+		if f.Default != nil {
+			d.Default = f.Default.String()
+		}
+		docs = append(docs, d)
+	}
+	return docs
 }
