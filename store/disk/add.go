@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cairn/archive/nar"
+	"cairn/derivation"
 	"cairn/store"
 	"cairn/store/meta"
 )
@@ -54,7 +55,7 @@ func (s *Store) add(ctx context.Context, info *store.Info, r io.Reader) error {
 		_, err := nar.Copy(io.Discard, r)
 		return err
 	}
-	releaseRefs, err := s.holdRefs(info.Path, info.References)
+	releaseRefs, err := s.holdRefs(info.Path, info.References, nil)
 	if err != nil {
 		return err
 	}
@@ -64,7 +65,7 @@ func (s *Store) add(ctx context.Context, info *store.Info, r io.Reader) error {
 	if err := s.receive(ctx, info, temp, r); err != nil {
 		return noSpace(err)
 	}
-	p, err := s.pending(info, temp)
+	p, err := s.pending(info, temp, s.hashes)
 	if err != nil {
 		return err
 	}
@@ -100,20 +101,21 @@ func (s *Store) present(p store.Path) (bool, error) {
 	return true, nil
 }
 
-// holdRefs keeps references from being deleted, and checks that they are valid.
-func (s *Store) holdRefs(self store.Path, refs []store.Path, others ...store.Path) (func(), error) {
+// holdRefs keeps references from being deleted, and checks that they are valid or become so together with
+// the object.
+func (s *Store) holdRefs(self store.Path, refs []store.Path, together map[store.Path]bool) (func(), error) {
 	var ds []meta.Digest
 	for _, r := range refs {
-		if r != self && !slices.Contains(others, r) {
+		if r != self && !together[r] {
 			if r.Dir() != s.layout.Dir {
-				return nil, fmt.Errorf("reference %s is of another store", r)
+				return nil, fmt.Errorf("reference %q is of another store", r)
 			}
 			ds = append(ds, meta.DigestOf(r))
 		}
 	}
 	s.graph.hold(ds...)
 	for _, r := range refs {
-		if r != self && !slices.Contains(others, r) && !s.graph.valid(r) {
+		if r != self && !together[r] && !s.graph.valid(r) {
 			s.graph.release(ds...)
 			return nil, fmt.Errorf("reference %s: %w", r, store.ErrNotValid)
 		}
@@ -140,7 +142,7 @@ func (s *Store) receive(ctx context.Context, info *store.Info, temp string, r io
 }
 
 // pending makes the row of an object whose tree is at temp.
-func (s *Store) pending(info *store.Info, temp string) (*pending, error) {
+func (s *Store) pending(info *store.Info, temp string, hashes *derivation.Hashes) (*pending, error) {
 	o := &meta.Object{
 		Name:         info.Path.Name(),
 		NarSize:      info.NarSize,
@@ -159,7 +161,7 @@ func (s *Store) pending(info *store.Info, temp string) (*pending, error) {
 	}
 	p := &pending{path: info.Path, object: o, temp: temp}
 	if info.Path.IsDerivation() {
-		if err := s.derivationRows(p, info); err != nil {
+		if err := s.derivationRows(p, info, hashes); err != nil {
 			return nil, err
 		}
 	}
@@ -192,7 +194,7 @@ func (s *Store) addStream(ctx context.Context, name string, method store.Method,
 	if err := s.Room(); err != nil {
 		return nil, err
 	}
-	release, err := s.holdRefs(store.Path{}, refs)
+	release, err := s.holdRefs(store.Path{}, refs, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -318,7 +320,7 @@ func (s *Store) settle(ctx context.Context, info *store.Info, write func(temp st
 			return nil, noSpace(err)
 		}
 	}
-	p, err := s.pending(info, temp)
+	p, err := s.pending(info, temp, s.hashes)
 	if err != nil {
 		return nil, err
 	}

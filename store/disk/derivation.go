@@ -18,8 +18,8 @@ const maxDerivation = 256 << 20
 
 // derivationRows checks a pending object whose name ends in ".drv": it must be the derivation that its path
 // and references say, and claim only outputs that follow from it. Then it adds the rows that
-// say which outputs it has. The caller holds its references.
-func (s *Store) derivationRows(p *pending, info *store.Info) error {
+// say which outputs it has. The caller holds its references; hashes knows those that become valid with it.
+func (s *Store) derivationRows(p *pending, info *store.Info, hashes *derivation.Hashes) error {
 	drv, err := readDerivation(p.temp, info.Path)
 	if err != nil {
 		return err
@@ -34,7 +34,7 @@ func (s *Store) derivationRows(p *pending, info *store.Info) error {
 	if !slices.Equal(drv.References(), store.SortPaths(slices.Clone(info.References))) {
 		return fmt.Errorf("its references are not those of the derivation: %w", store.ErrHashMismatch)
 	}
-	if err := s.hashes.CheckOutputs(drv, s.layout.Dir); err != nil {
+	if err := hashes.CheckOutputs(drv, s.layout.Dir); err != nil {
 		return err
 	}
 	p.rows = new(meta.Batch)
@@ -45,6 +45,17 @@ func (s *Store) derivationRows(p *pending, info *store.Info) error {
 		}
 	}
 	return nil
+}
+
+// hashesWith returns hashes modulo that know derivations which are not valid yet, too: staged says where
+// they are.
+func (s *Store) hashesWith(staged map[store.Path]string) *derivation.Hashes {
+	return derivation.NewHashes(func(p store.Path) (*derivation.Derivation, error) {
+		if file, ok := staged[p]; ok {
+			return readDerivation(file, p)
+		}
+		return s.Derivation(p)
+	})
 }
 
 // Derivation reads the valid derivation at path.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 
+	"cairn/derivation"
 	"cairn/store"
 	"cairn/store/meta"
 )
@@ -32,13 +33,13 @@ func (s *Store) register(ctx context.Context, outputs []Output) error {
 		return err
 	}
 	var ds []meta.Digest
-	var paths []store.Path
+	paths := map[store.Path]bool{}
 	for _, o := range outputs {
 		if err := s.checkInfo(o.Info); err != nil {
 			return fmt.Errorf("%s: %w", o.Info.Path, err)
 		}
 		ds = append(ds, meta.DigestOf(o.Info.Path))
-		paths = append(paths, o.Info.Path)
+		paths[o.Info.Path] = true
 		defer s.holdFor(ctx, o.Info.Path)()
 	}
 	unlock, err := s.locks.lock(ctx, ds...)
@@ -50,8 +51,10 @@ func (s *Store) register(ctx context.Context, outputs []Output) error {
 		return err
 	}
 	var objects []*pending
+	staged := map[store.Path]string{}
+	a := adoption{s: s, together: paths, staged: staged, hashes: s.hashesWith(staged)}
 	for _, o := range outputs {
-		p, release, err := s.adopt(o, paths)
+		p, release, err := a.adopt(o)
 		if err != nil {
 			return fmt.Errorf("%s: %w", o.Info.Path, err)
 		}
@@ -67,9 +70,18 @@ func (s *Store) register(ctx context.Context, outputs []Output) error {
 	return s.commit(objects)
 }
 
+// adoption is what the outputs of one registration share.
+type adoption struct {
+	s        *Store
+	together map[store.Path]bool   // all that become valid together
+	staged   map[store.Path]string // where they are
+	hashes   *derivation.Hashes    // that know them
+}
+
 // adopt moves an output's tree to a temporary name of ours and makes it canonical.
 // It returns nil when the path is valid already.
-func (s *Store) adopt(o Output, others []store.Path) (*pending, func(), error) {
+func (a *adoption) adopt(o Output) (*pending, func(), error) {
+	s := a.s
 	nothing := func() {}
 	ok, err := s.present(o.Info.Path)
 	if err != nil {
@@ -79,7 +91,7 @@ func (s *Store) adopt(o Output, others []store.Path) (*pending, func(), error) {
 		_, err := removeTree(o.TempPath)
 		return nil, nothing, err
 	}
-	release, err := s.holdRefs(o.Info.Path, o.Info.References, others...)
+	release, err := s.holdRefs(o.Info.Path, o.Info.References, a.together)
 	if err != nil {
 		return nil, nothing, err
 	}
@@ -88,7 +100,8 @@ func (s *Store) adopt(o Output, others []store.Path) (*pending, func(), error) {
 		release()
 		return nil, nothing, err
 	}
-	p, err := s.pending(o.Info, temp)
+	a.staged[o.Info.Path] = temp
+	p, err := s.pending(o.Info, temp, a.hashes)
 	if err == nil {
 		err = canonicalise(temp)
 	}
