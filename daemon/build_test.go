@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"cairn/client"
+	"cairn/daemon"
 	"cairn/daemon/protocol"
 	"cairn/daemon/sandbox"
 	"cairn/derivation"
@@ -164,13 +165,13 @@ func TestFailedBuildIsAResult(t *testing.T) {
 // TestHangupCancelsTheBuild leaves a build that never ends.
 func TestHangupCancelsTheBuild(t *testing.T) {
 	needSandbox(t)
-	r := start(t, nil)
+	r := start(t, &daemon.Options{MaxStall: 200 * time.Millisecond})
 	c := r.dial()
 	drv := script(t, c, "forever", "echo started; while :; do :; done", false)
 	ctx, cancel := context.WithCancel(t.Context())
 	_, err := c.Build(ctx, all(drv), client.Normal, client.ObserverFunc(func(m *protocol.Message) {
 		if m.Kind == protocol.KindResult && m.Result == protocol.ResBuildLogLine {
-			cancel()
+			time.AfterFunc(time.Second, cancel)
 		}
 	}))
 	if !errors.Is(err, context.Canceled) {

@@ -35,6 +35,7 @@
 //
 // Connections are limited, in all and per user; one request costs at most protocol.MaxRequest
 // bytes of memory, all large ones together maxMemory (memory.go), a waiting message queue a few MiB; contents are streamed.
+// A client that pauses in the middle of a request loses its session after Options.MaxStall.
 //
 // # Shutdown
 //
@@ -67,8 +68,11 @@ var (
 	ErrShutdown = errors.New("the daemon is shutting down")
 )
 
-// DefaultMaxConnections is the default of Options.MaxConnections.
-const DefaultMaxConnections = 1000
+// Defaults of Options.
+const (
+	DefaultMaxConnections = 1000
+	DefaultMaxStall       = 5 * time.Minute
+)
 
 // Options are the choices of a server. The zero value is right for tests and root.
 type Options struct {
@@ -84,6 +88,8 @@ type Options struct {
 	AllowedUsers []string
 	// MaxConnections limits sessions; a user who is not trusted may have half of them.
 	MaxConnections int
+	// MaxStall is how long a client may pause in the middle of a request; the default is DefaultMaxStall.
+	MaxStall time.Duration
 	// Logger is told of sessions and their errors; the default is silence.
 	Logger *slog.Logger
 }
@@ -131,6 +137,9 @@ func (s *Server) setDefaults() {
 	s.opts.SigningKey = cmpText(s.opts.SigningKey, filepath.Join(conf, "signing-key.sec"))
 	if s.opts.MaxConnections <= 0 {
 		s.opts.MaxConnections = DefaultMaxConnections
+	}
+	if s.opts.MaxStall <= 0 {
+		s.opts.MaxStall = DefaultMaxStall
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

@@ -28,6 +28,7 @@ func watchSocket(c *net.UnixConn, gone func()) func() {
 	if err != nil {
 		return func() {}
 	}
+	c.SetReadDeadline(time.Time{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		raw.Read(func(fd uintptr) bool {

@@ -243,6 +243,32 @@ func TestSilentClients(t *testing.T) {
 	}
 }
 
+// TestStalledUpload blocks others who add the same for a while only.
+func TestStalledUpload(t *testing.T) {
+	r := start(t, &daemon.Options{MaxStall: 300 * time.Millisecond})
+	contents := narOf(t, strings.Repeat("x", 200_000))
+	info := &store.Info{NarHash: store.SHA256.Sum(contents), NarSize: int64(len(contents))}
+	info.CA = store.ContentAddress{Method: store.Recursive, Hash: info.NarHash}
+	var err error
+	if info.Path, err = store.DefaultDir.ContentPath("x", info.CA, store.References{}); err != nil {
+		t.Fatal(err)
+	}
+	pr, pw := io.Pipe()
+	stalled := make(chan error, 1)
+	go func() { stalled <- r.stranger().Add(t.Context(), info, pr) }()
+	if _, err := pw.Write(contents[:150_000]); err != nil {
+		t.Fatal(err)
+	}
+	again := *info
+	if err := r.dial().Add(t.Context(), &again, bytes.NewReader(contents)); err != nil {
+		t.Errorf("add the same: %v", err)
+	}
+	pw.CloseWithError(io.ErrUnexpectedEOF)
+	if err := <-stalled; err == nil {
+		t.Error("the stalled upload succeeds")
+	}
+}
+
 // TestLargeRequestsShareMemory floods the daemon with texts that never end.
 func TestLargeRequestsShareMemory(t *testing.T) {
 	r := start(t, nil)

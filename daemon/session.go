@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"cairn/archive/wire"
@@ -36,6 +38,7 @@ type session struct {
 	held   int
 	set    settings
 	memory memory
+	within atomic.Bool       // a request
 	upload *wire.FrameReader // of the request under way
 
 	mu     sync.Mutex // guards what follows
@@ -99,7 +102,7 @@ func (x *session) handshake(refused error) (protocol.Format, error) {
 	if x.peer.Trusted {
 		hello.Trust = protocol.Trusted
 	}
-	r, w := wire.NewReader(bufio.NewReaderSize(x.conn, readBuffer)), wire.NewWriter(x.conn)
+	r, w := wire.NewReader(bufio.NewReaderSize((*patient)(x), readBuffer)), wire.NewWriter(x.conn)
 	f, err := hello.Handshake(r, w)
 	if err != nil {
 		return f, fmt.Errorf("handshake: %w", err)
@@ -111,6 +114,27 @@ func (x *session) handshake(refused error) (protocol.Format, error) {
 		return f, fmt.Errorf("handshake: %w", err)
 	}
 	return f, refused
+}
+
+// patient reads from a session's connection: without limit for the next request, but not for ever within one,
+// because others may wait for what it holds.
+type patient session
+
+func (p *patient) Read(b []byte) (int, error) {
+	c, ok := p.conn.(net.Conn)
+	if !ok || p.d == nil { // the handshake has its own limit
+		return p.conn.Read(b)
+	}
+	if p.within.Load() {
+		c.SetReadDeadline(time.Now().Add(p.server.opts.MaxStall))
+	} else {
+		c.SetReadDeadline(time.Time{})
+	}
+	n, err := c.Read(b)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("the client has sent nothing for %v: %w", p.server.opts.MaxStall, err)
+	}
+	return n, err
 }
 
 // next serves one request. It returns false at the end of the session.
@@ -190,6 +214,8 @@ func (x *session) hold(p store.Path) error {
 
 // request reads, checks, runs and answers. An error ends the session.
 func (x *session) request(op *operation) error {
+	x.within.Store(true)
+	defer x.within.Store(false)
 	x.d.Reset(protocol.MaxRequest)
 	x.upload = nil
 	defer x.memory.release()
