@@ -242,7 +242,7 @@ func (e *Evaluation) cancel(err error) {
 
 func (e *Evaluation) print(t *starlark.Thread, message string) {
 	if e.opts.Print != nil {
-		e.opts.Print(t.CallFrame(1).Pos.String(), message)
+		e.opts.Print(UserPlace(t).String(), message)
 	}
 }
 
