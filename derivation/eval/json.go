@@ -14,57 +14,74 @@ type JSONer interface{ JSONValue() (any, error) }
 
 // JSON returns a value as JSON. Records are objects of their fields, store objects are {"path": …} with
 // the derivation and output that make them; record fields and dicts keep their order. Functions have no JSON form.
-func JSON(v starlark.Value) (json.RawMessage, error) {
-	var b strings.Builder
-	if err := writeJSON(&b, v, 0); err != nil {
+func JSON(v starlark.Value) (json.RawMessage, error) { return encodeJSON(v, false) }
+
+// encodeJSON returns a value as JSON; plain: store objects are their paths, as configuration files want them.
+func encodeJSON(v starlark.Value, plain bool) ([]byte, error) {
+	w := &jsonWriter{plain: plain}
+	if err := w.value(v, 0); err != nil {
 		return nil, err
 	}
-	return json.RawMessage(b.String()), nil
+	return []byte(w.b.String()), nil
+}
+
+// MarshalJSON is what json.encode of the language writes.
+func (r *Record) MarshalJSON() ([]byte, error) { return encodeJSON(r, true) }
+
+// MarshalJSON is what json.encode of the language writes.
+func (o *Object) MarshalJSON() ([]byte, error) { return encodeJSON(o, true) }
+
+// MarshalJSON is what json.encode of the language writes.
+func (h HostPath) MarshalJSON() ([]byte, error) { return encodeJSON(h, true) }
+
+type jsonWriter struct {
+	b     strings.Builder
+	plain bool
 }
 
 const maxDepth = 200
 
-func writeJSON(b *strings.Builder, v starlark.Value, depth int) error {
+func (w *jsonWriter) value(v starlark.Value, depth int) error {
 	if depth > maxDepth {
 		return fmt.Errorf("value is nested deeper than %d", maxDepth)
 	}
 	switch v := v.(type) {
 	case starlark.NoneType:
-		b.WriteString("null")
+		w.b.WriteString("null")
 	case starlark.Bool, starlark.Int:
-		b.WriteString(strings.ToLower(v.String()))
+		w.b.WriteString(strings.ToLower(v.String()))
 	case starlark.Float:
-		return writeFloat(b, float64(v))
+		return w.float(float64(v))
 	case starlark.String:
-		writeString(b, string(v))
+		w.text(string(v))
 	case HostPath:
-		writeString(b, string(v))
+		w.text(string(v))
 	case *Object:
-		return writeObject(b, v)
+		return w.object(v)
 	case *Record:
-		return writeRecord(b, v, depth)
+		return w.record(v, depth)
 	case *starlark.Dict:
-		return writeDict(b, v, depth)
+		return w.dict(v, depth)
 	case JSONer:
-		return writeOther(b, v)
+		return w.other(v)
 	case starlark.Iterable:
-		return writeList(b, v, depth)
+		return w.list(v, depth)
 	default:
 		return fmt.Errorf("%s has no JSON form", v.Type())
 	}
 	return nil
 }
 
-func writeFloat(b *strings.Builder, f float64) error {
+func (w *jsonWriter) float(f float64) error {
 	if math.IsInf(f, 0) || math.IsNaN(f) {
 		return fmt.Errorf("float %v has no JSON form", f)
 	}
-	fmt.Fprintf(b, "%g", f)
+	fmt.Fprintf(&w.b, "%g", f)
 	return nil
 }
 
-func writeString(b *strings.Builder, s string) {
-	enc := json.NewEncoder(chomp{b})
+func (w *jsonWriter) text(s string) {
+	enc := json.NewEncoder(chomp{&w.b})
 	enc.SetEscapeHTML(false)
 	enc.Encode(s) //nolint:errcheck // a string into memory
 }
@@ -77,84 +94,88 @@ func (c chomp) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func writeObject(b *strings.Builder, o *Object) error {
+func (w *jsonWriter) object(o *Object) error {
 	p, err := o.Path()
 	if err != nil {
 		return err
 	}
-	b.WriteString(`{"path":`)
-	writeString(b, p)
-	if drv, output, _ := o.Output(); !drv.IsZero() {
-		b.WriteString(`,"drv":`)
-		writeString(b, drv.String())
-		b.WriteString(`,"output":`)
-		writeString(b, output)
+	if w.plain {
+		w.text(p)
+		return nil
 	}
-	b.WriteByte('}')
+	w.b.WriteString(`{"path":`)
+	w.text(p)
+	if drv, output, _ := o.Output(); !drv.IsZero() {
+		w.b.WriteString(`,"drv":`)
+		w.text(drv.String())
+		w.b.WriteString(`,"output":`)
+		w.text(output)
+	}
+	w.b.WriteByte('}')
 	return nil
 }
 
-func writeRecord(b *strings.Builder, r *Record, depth int) error {
-	b.WriteByte('{')
+func (w *jsonWriter) record(r *Record, depth int) error {
+	w.b.WriteByte('{')
 	for i, f := range r.typ.Fields {
 		if i > 0 {
-			b.WriteByte(',')
+			w.b.WriteByte(',')
 		}
-		writeString(b, f.Name)
-		b.WriteByte(':')
-		if err := writeJSON(b, r.vals[i], depth+1); err != nil {
+		w.text(f.Name)
+		w.b.WriteByte(':')
+		if err := w.value(r.vals[i], depth+1); err != nil {
 			return fmt.Errorf("%s.%s: %w", r.Type(), f.Name, err)
 		}
 	}
-	b.WriteByte('}')
+	w.b.WriteByte('}')
 	return nil
 }
 
-func writeDict(b *strings.Builder, d *starlark.Dict, depth int) error {
-	b.WriteByte('{')
+func (w *jsonWriter) dict(d *starlark.Dict, depth int) error {
+	w.b.WriteByte('{')
 	for i, item := range d.Items() {
 		if i > 0 {
-			b.WriteByte(',')
+			w.b.WriteByte(',')
 		}
 		k, ok := item[0].(starlark.String)
 		if !ok {
 			return fmt.Errorf("dict key %s is not a string", describe(item[0]))
 		}
-		writeString(b, string(k))
-		b.WriteByte(':')
-		if err := writeJSON(b, item[1], depth+1); err != nil {
+		w.text(string(k))
+		w.b.WriteByte(':')
+		if err := w.value(item[1], depth+1); err != nil {
 			return fmt.Errorf("[%s]: %w", k, err)
 		}
 	}
-	b.WriteByte('}')
+	w.b.WriteByte('}')
 	return nil
 }
 
-func writeList(b *strings.Builder, l starlark.Iterable, depth int) error {
-	b.WriteByte('[')
+func (w *jsonWriter) list(l starlark.Iterable, depth int) error {
+	w.b.WriteByte('[')
 	i := 0
 	for x := range starlark.Elements(l) {
 		if i > 0 {
-			b.WriteByte(',')
+			w.b.WriteByte(',')
 		}
-		if err := writeJSON(b, x, depth+1); err != nil {
+		if err := w.value(x, depth+1); err != nil {
 			return fmt.Errorf("[%d]: %w", i, err)
 		}
 		i++
 	}
-	b.WriteByte(']')
+	w.b.WriteByte(']')
 	return nil
 }
 
-func writeOther(b *strings.Builder, v JSONer) error {
+func (w *jsonWriter) other(v JSONer) error {
 	x, err := v.JSONValue()
 	if err != nil {
 		return err
 	}
 	if s, ok := x.(starlark.Value); ok {
-		return writeJSON(b, s, 0)
+		return w.value(s, 0)
 	}
-	enc := json.NewEncoder(chomp{b})
+	enc := json.NewEncoder(chomp{&w.b})
 	enc.SetEscapeHTML(false)
 	return enc.Encode(x)
 }
