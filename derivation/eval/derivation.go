@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"go.starlark.net/starlark"
@@ -395,4 +396,16 @@ func (o *objects) inputs(d *derivation.Derivation) {
 	if len(drvs) > 0 {
 		d.InputDrvs = sortedOutputs(drvs)
 	}
+}
+
+// sortedOutputs sorts each list of outputs.
+func sortedOutputs(drvs map[store.Path][]string) map[store.Path][]string {
+	for _, outs := range drvs {
+		slices.Sort(outs)
+	}
+	return drvs
+}
+
+func placeholder(_ *starlark.Thread, a []starlark.Value) (starlark.Value, error) {
+	return starlark.String(derivation.Placeholder(string(a[0].(starlark.String)))), nil
 }

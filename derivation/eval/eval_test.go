@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -72,7 +73,7 @@ func TestErrors(t *testing.T) {
 	}
 	dir := folder(t, map[string]string{
 		"good.star": "good = 1", "cycle/a.star": `load("b.star", "b")` + "\na = 1", "cycle/b.star": `load("//cycle/a.star", "a")` + "\nb = 1",
-		"plain.txt": "text",
+		"plain.txt": "text", "binary": "\xff\xfe",
 	})
 	if err := os.Symlink("/etc/hostname", filepath.Join(dir, "escape")); err != nil {
 		t.Fatal(err)
@@ -373,4 +374,11 @@ func FuzzRun(f *testing.F) {
 			eval.JSON(m.Globals[n]) //nolint:errcheck // only must not crash
 		}
 	})
+}
+
+func pipe(t *testing.T, name string) {
+	t.Helper()
+	if err := syscall.Mkfifo(name, 0o600); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -4,7 +4,6 @@ import (
 	"net/url"
 	"path"
 	"slices"
-	"strings"
 
 	"go.starlark.net/starlark"
 
@@ -43,34 +42,4 @@ func fetch(t *starlark.Thread, a []starlark.Value) (starlark.Value, error) {
 		})
 		return refs["out"], err
 	})
-}
-
-// sortedOutputs sorts each list of outputs.
-func sortedOutputs(drvs map[store.Path][]string) map[store.Path][]string {
-	for _, outs := range drvs {
-		slices.Sort(outs)
-	}
-	return drvs
-}
-
-func placeholder(_ *starlark.Thread, a []starlark.Value) (starlark.Value, error) {
-	return starlark.String(derivation.Placeholder(string(a[0].(starlark.String)))), nil
-}
-
-func storePath(t *starlark.Thread, a []starlark.Value) (starlark.Value, error) {
-	e, text := of(t), string(a[0].(starlark.String))
-	p, err := e.opts.Dir.ParsePath(text)
-	if err != nil {
-		return nil, &argError{call: "store_path", message: err.Error()}
-	}
-	if strings.HasSuffix(p.Name(), ".drv") {
-		return nil, &argError{call: "store_path", message: "a derivation is no object to use; name its output"}
-	}
-	return e.Existing(p), nil
-}
-
-// Existing returns the object of a path that the store has already.
-func (e *Evaluation) Existing(p store.Path) *Object {
-	r := e.objects.register(&ref{text: p.String(), source: p})
-	return &Object{e: e, kind: "store_path", name: p.Name(), ref: r}
 }

@@ -8,6 +8,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"unicode/utf8"
 
 	"go.starlark.net/starlark"
 	"go.starlark.net/syntax"
@@ -344,5 +345,26 @@ func (l *local) text() (string, error) {
 	if len(b) > maxText {
 		return "", fmt.Errorf("read %s: larger than %d bytes, too large for a text", l.shown, maxText)
 	}
+	if !utf8.Valid(b) {
+		return "", fmt.Errorf("read %s: not a text in UTF-8", l.shown)
+	}
 	return string(b), nil
+}
+
+func storePath(t *starlark.Thread, a []starlark.Value) (starlark.Value, error) {
+	e, text := of(t), string(a[0].(starlark.String))
+	p, err := e.opts.Dir.ParsePath(text)
+	if err != nil {
+		return nil, &argError{call: "store_path", message: err.Error()}
+	}
+	if strings.HasSuffix(p.Name(), ".drv") {
+		return nil, &argError{call: "store_path", message: "a derivation is no object to use; name its output"}
+	}
+	return e.Existing(p), nil
+}
+
+// Existing returns the object of a path that the store has already.
+func (e *Evaluation) Existing(p store.Path) *Object {
+	r := e.objects.register(&ref{text: p.String(), source: p})
+	return &Object{e: e, kind: "store_path", name: p.Name(), ref: r}
 }
