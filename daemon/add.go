@@ -156,16 +156,8 @@ func (x *session) addToStoreNar(ctx context.Context, a archived) (reply, error) 
 
 // addArchive adds one NAR under the rules of trust. r is read up to the archive's end at most.
 func (x *session) addArchive(ctx context.Context, a archived, r *wire.Reader) error {
-	if a.repair && !x.peer.Trusted {
-		return fmt.Errorf("add %s: repair: %w", a.info.Path, protocol.ErrNotAllowed)
-	}
-	if !x.peer.Trusted {
-		a.info.Ultimate = false
-	}
-	if !a.unsigned || !x.peer.Trusted {
-		if err := x.server.vouch(a.info); err != nil {
-			return fmt.Errorf("add %s: %w", a.info.Path, err)
-		}
+	if err := x.admit(a); err != nil {
+		return fmt.Errorf("add %s: %w", a.info.Path, err)
 	}
 	var contents io.Reader = r
 	if a.info.Path.IsDerivation() {
@@ -176,6 +168,21 @@ func (x *session) addArchive(ctx context.Context, a archived, r *wire.Reader) er
 		contents = bytes.NewReader(b)
 	}
 	return x.server.store.Add(ctx, a.info, contents)
+}
+
+// admit says whether the peer may add such an object.
+func (x *session) admit(a archived) error {
+	if x.peer.Trusted {
+		if a.unsigned {
+			return nil
+		}
+		return x.server.vouch(a.info)
+	}
+	if a.repair {
+		return fmt.Errorf("repair: %w", protocol.ErrNotAllowed)
+	}
+	a.info.Ultimate = false
+	return x.server.vouch(a.info)
 }
 
 // pull asks the client for data with Read messages, as 1.21, 1.22 and ImportPaths do it.
@@ -215,17 +222,38 @@ func (x *session) addMultipleToStore(ctx context.Context, a archived) (reply, er
 	d := protocol.NewDecoder(r, x.d.Format)
 	d.Reserve = x.memory.take
 	n := d.Uint64()
+	p := newPipeline(ctx)
 	for i := uint64(0); i < n; i++ {
 		d.Reset(protocol.MaxRequest)
 		a.info = d.KeyedInfo()
 		if err := d.Err(); err != nil {
-			return nil, fmt.Errorf("add path %d of %d: %w", i+1, n, err)
+			return nil, p.end(fmt.Errorf("add path %d of %d: %w", i+1, n, err))
 		}
-		if err := x.addArchive(ctx, a, r); err != nil {
-			return nil, err
+		if err := x.addNext(p, a, r); err != nil {
+			return nil, p.end(err)
 		}
 	}
-	return nil, d.Err()
+	return nil, p.end(d.Err())
+}
+
+// addNext adds a small object in the background, others at once, when what it refers to is there.
+func (x *session) addNext(p *pipeline, a archived, r *wire.Reader) error {
+	if err := p.await(append(a.info.References, a.info.Path)); err != nil {
+		return err
+	}
+	if a.info.NarSize == 0 || a.info.NarSize > smallArchive || a.info.Path.IsDerivation() {
+		return x.addArchive(p.ctx, a, r)
+	}
+	if err := x.admit(a); err != nil {
+		return fmt.Errorf("add %s: %w", a.info.Path, err)
+	}
+	var b bytes.Buffer
+	if _, err := nar.Copy(&bounded{w: &b, left: a.info.NarSize}, r); err != nil {
+		return fmt.Errorf("add %s: %w", a.info.Path, err)
+	}
+	info := a.info
+	p.start(info.Path, func() error { return x.server.store.Add(p.ctx, info, &b) })
+	return nil
 }
 
 func (x *session) narFromPath(ctx context.Context, p store.Path) (reply, error) {

@@ -281,6 +281,39 @@ func TestAddFrom(t *testing.T) {
 	}
 }
 
+// TestAddFromManyAtOnce copies a chain and a heap, with one lie among them.
+func TestAddFromManyAtOnce(t *testing.T) {
+	from, to := start(t, nil), start(t, nil)
+	c, d := from.dial(), to.dial()
+	var infos []*store.Info
+	for i := range 100 {
+		var refs []store.Path
+		if i > 0 {
+			refs = []store.Path{infos[i-1].Path, infos[i/2].Path}
+		}
+		infos = append(infos, addText(t, c, "n", strings.Repeat(fmt.Sprint(i), 1+i%3*100_000), refs...))
+	}
+	if err := d.AddFrom(t.Context(), infos, c); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := d.AllPaths(t.Context()); err != nil || len(all) != 100 {
+		t.Errorf("%d paths, %v", len(all), err)
+	}
+	third := start(t, nil).dial()
+	lie := *infos[50]
+	lie.NarHash = infos[0].NarHash
+	infos[50] = &lie
+	if err := third.AddFrom(t.Context(), infos, c); !errors.Is(err, store.ErrHashMismatch) {
+		t.Errorf("with a lie: %v", err)
+	}
+	if valid, err := third.IsValid(t.Context(), lie.Path); err != nil || valid {
+		t.Errorf("the lie is valid: %v, %v", valid, err)
+	}
+	if valid, err := third.IsValid(t.Context(), infos[99].Path); err != nil || valid {
+		t.Errorf("what refers to the lie is valid: %v, %v", valid, err)
+	}
+}
+
 // TestEarlyErrorKeepsTheSession uploads much more than fits into any buffer, in vain.
 func TestEarlyErrorKeepsTheSession(t *testing.T) {
 	r := start(t, nil)
