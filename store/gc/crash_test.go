@@ -148,6 +148,7 @@ func crashChild(t *testing.T, root string) {
 		wg.Go(func() { c.loop(t, c.register) })
 		wg.Go(func() { c.loop(t, c.garbage) })
 	}
+	wg.Go(func() { c.loop(t, c.importAll) })
 	wg.Go(func() { c.loop(t, c.delete) })
 	wg.Go(func() {
 		c.loop(t, func() error {
@@ -216,6 +217,28 @@ func (c *crasher) register() error {
 	}
 	for _, o := range outputs {
 		say("have", o.Info.Path)
+	}
+	return nil
+}
+
+// importAll adds a chain of objects that must become valid together.
+func (c *crasher) importAll() error {
+	i := c.s.Import()
+	defer i.Close()
+	var paths []store.Path
+	for range 3 {
+		archive := storetest.File(fmt.Sprint(rand.Uint64(), paths))
+		info := storetest.Source(c.s.Dir(), "imported", archive, paths...)
+		if err := i.Add(c.ctx, info, bytes.NewReader(archive)); err != nil {
+			return err
+		}
+		paths = append(paths, info.Path)
+	}
+	if err := i.Commit(c.ctx); err != nil {
+		return err
+	}
+	for _, p := range paths {
+		say("have", p)
 	}
 	return nil
 }
