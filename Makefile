@@ -6,8 +6,8 @@ SHELL := /bin/bash
 export CGO_ENABLED := 0
 
 # Everything that tests, the lab and the demo use beside Go. This is the only list.
-PACKAGES := ca-certificates git make gcc libc6-dev openssh-client openssh-server iproute2 procps \
-	systemd-container debootstrap dbus nix-bin zstd
+PACKAGES := ca-certificates git gcc libc6-dev openssh-client iproute2 busybox-static python3-minimal \
+	systemd-container debootstrap nix-bin
 
 VERSION := $(shell git describe --always --dirty --tags 2>/dev/null || echo unknown)
 GOFLAGS_BUILD := -trimpath -buildvcs=false -ldflags "-s -w -X cairn/client/cli.Version=$(VERSION)"

@@ -14,7 +14,9 @@ import (
 	"cairn/archive/nar"
 	"cairn/client"
 	"cairn/daemon/protocol"
+	"cairn/daemon/sandbox"
 	"cairn/derivation"
+	"cairn/derivation/eval"
 	"cairn/store"
 	"cairn/store/disk"
 )
@@ -182,8 +184,8 @@ func randomTree(dir string) error {
 	return nil
 }
 
-// build adds a floating content-addressed derivation that no store knows and builds it.
-func (d *driver) build(ctx context.Context, c *client.Conn) error {
+// recipe is a floating content-addressed derivation that no store knows: built in the daemon, or in a sandbox.
+func recipe() *derivation.Derivation {
 	drv := &derivation.Derivation{
 		Name:    "built",
 		Outputs: map[string]derivation.Output{"out": {Method: store.Recursive, Algo: store.SHA256}},
@@ -193,6 +195,17 @@ func (d *driver) build(ctx context.Context, c *client.Conn) error {
 			"tree": fmt.Sprintf(`{"a/b":{"text":"%d\n"},"c":{"symlink":"a/b"}}`, rand.Uint64()),
 		},
 	}
+	if rand.IntN(4) == 0 && sandbox.Available() == nil {
+		drv.System, drv.Builder = eval.System(), "/bin/sh"
+		drv.Args = []string{"-c", fmt.Sprintf("echo %d > $out", rand.Uint64())}
+		delete(drv.Env, "tree")
+	}
+	return drv
+}
+
+// build builds a recipe.
+func (d *driver) build(ctx context.Context, c *client.Conn) error {
+	drv := recipe()
 	info, err := c.AddToStore(ctx, "built.drv", store.Text, store.SHA256, drv.References(), bytes.NewReader(drv.ATerm()))
 	if err != nil {
 		return err

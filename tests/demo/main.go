@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -308,15 +309,19 @@ func (d *demo) pages(greeting string) error {
 }
 
 func (d *demo) page(h *lab.Host, greeting string) error {
-	ctx, cancel := context.WithTimeout(d.ctx, 5*time.Second)
-	defer cancel()
+	web := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DialContext: d.lab.Dial, DisableKeepAlives: true}}
 	url := "http://" + h.Addr() + "/"
-	out, err := d.lab.Command(ctx, "curl", "-sS", "--max-time", "4", url).CombinedOutput()
+	resp, err := web.Get(url)
 	if err != nil {
-		return fmt.Errorf("fetch %s: %w: %s", url, err, out)
+		return err
 	}
-	if !strings.Contains(string(out), greeting+" from") {
-		return fmt.Errorf("%s serves %q, want %q", url, out, greeting)
+	defer resp.Body.Close()
+	page, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return fmt.Errorf("fetch %s: %w", url, err)
+	}
+	if !strings.Contains(string(page), greeting+" from") {
+		return fmt.Errorf("%s serves %q, want %q", url, page, greeting)
 	}
 	d.note("%s serves %q", url, greeting)
 	return nil
