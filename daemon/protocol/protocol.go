@@ -85,7 +85,6 @@ const (
 	MaxCount   = 1 << 24  // elements of a list; the budget binds first
 	MaxRequest = 64 << 20
 	MaxReply   = 2 << 30
-	MaxRead    = 1 << 20 // what a Read message may ask for
 )
 
 // elementCost is what an element of a list costs of the budget beside its text.
