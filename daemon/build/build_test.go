@@ -596,3 +596,42 @@ func TestCollection(t *testing.T) {
 		t.Errorf("after the build the output alone should be there: %v, %v; leases %v", r.store.IsValid(res.Outputs["out"].OutPath), r.store.IsValid(m["out"]), r.store.Leases())
 	}
 }
+
+func TestKeepFailed(t *testing.T) {
+	r := newRig(t, nil)
+	d := r.add(drv{name: "fails", script: "echo precious > file; exit 1"})
+	var rec recorder
+	list, err := r.build.With(build.Settings{KeepFailed: true}).Build(t.Context(), all(d), build.Normal, &rec)
+	if err != nil || list[0].Status != protocol.PermanentFailure {
+		t.Fatalf("%v %v", err, list)
+	}
+	kept, _ := filepath.Glob(filepath.Join(r.layout.StateDir, "failed", "*", "file"))
+	if len(kept) != 1 || !strings.Contains(rec.lines(), filepath.Dir(kept[0])) {
+		t.Errorf("kept %v; the log says %q", kept, rec.lines())
+	}
+}
+
+// BenchmarkRequest builds many derivations of a built-in builder in one request.
+func BenchmarkRequest(b *testing.B) {
+	for _, n := range []int{100, 500, 2000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			r := newRig(b, nil)
+			round := 0
+			for b.Loop() {
+				b.StopTimer()
+				round++
+				var drvs []store.Path
+				for i := range n {
+					drvs = append(drvs, r.add(drv{name: fmt.Sprintf("r%d-%d", round, i), kind: derivation.Floating, builder: "builtin:tree", system: "builtin",
+						env: map[string]string{"tree": fmt.Sprintf(`{"a": {"text": "%d-%d"}}`, round, i)}}))
+				}
+				b.StartTimer()
+				list, err := r.build.Build(b.Context(), all(drvs...), build.Normal, nil)
+				if err != nil || !list[n-1].Status.OK() {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N*n), "µs/build")
+		})
+	}
+}
