@@ -43,23 +43,23 @@ demo: deps build ## two lab hosts: deploy, change, break, roll back, collect (ro
 check: ## formatting, vet and tests with the race detector
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt -w" $$bad; exit 1; }
 	go vet ./...
-	CGO_ENABLED=1 go test $(GOTESTFLAGS) -race -timeout 20m ./...
+	CGO_ENABLED=1 GORACE=atexit_sleep_ms=0 go test $(GOTESTFLAGS) -race -timeout 20m ./...
 
 fuzz: ## fuzz every decoder for T each (make fuzz T=30s)
 	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r d; do \
 		for f in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' $$d/*_test.go | cut -c6-); do \
 			echo "== $$d $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(T) $$d || exit 1; done; done
 
-root: ## tests that need root: sandbox, activation
-	CAIRN_ROOT=1 go test $(GOTESTFLAGS) -count=1 -timeout 15m ./daemon/... ./services/...
+root: ## sandbox, builds and activation, where nothing may be skipped (root)
+	CAIRN_CI=1 go test $(GOTESTFLAGS) -count=1 -timeout 15m ./daemon/... ./services/... ./store/...
 
 crash: ## kill -9 the daemon N times under load (make crash N=200)
-	CAIRN_CRASH=$(N) go test -count=1 -v -timeout 60m ./tests/crash
+	CAIRN_CRASH=$(N) go test $(GOTESTFLAGS) -count=1 -v -timeout 60m ./tests/crash
 
-compat: ## Debian's nix as the client of our daemon
-	CAIRN_COMPAT=1 go test $(GOTESTFLAGS) -count=1 -timeout 20m ./tests/compat
+compat: ## Debian's nix as the client of our daemon (root)
+	CAIRN_CI=1 go test $(GOTESTFLAGS) -count=1 -timeout 20m ./tests/compat
 
-lab: ## deploy and activation on real hosts (root)
+lab: ## switch and deploy on real hosts (root)
 	CAIRN_LAB=1 go test $(GOTESTFLAGS) -count=1 -timeout 30m ./tests/lab/... ./deploy/...
 
 clean: ## remove what was built
