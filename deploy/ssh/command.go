@@ -126,12 +126,9 @@ func (s *Session) await() error {
 	return s.conn.lost(err)
 }
 
-// Close ends the command's standard input, and the session.
+// Close ends the session, and with it the command's standard input. Others may be writing meanwhile.
 func (s *Session) Close() error {
 	s.stop()
-	if s.in != nil {
-		s.in.Close()
-	}
 	return s.session.Close()
 }
 
