@@ -365,7 +365,7 @@ func (c *child) died() error {
 	switch {
 	case c.ctx.Err() != nil:
 		err = context.Cause(c.ctx)
-	case strings.Contains(said, "out of memory") || strings.Contains(said, "cannot allocate memory"):
+	case strings.Contains(said, "out of memory") || strings.Contains(said, "cannot allocate memory") || strings.Contains(said, "ThreadSanitizer failed to allocate"):
 		err = fmt.Errorf("more than %d MiB of memory in one step: does a list or a text grow without end? (%w)", c.heap>>20, eval.ErrLimit)
 	case err == nil:
 		err = errors.New("the evaluation ended early")

@@ -180,7 +180,7 @@ func newProcess(spec []byte, network bool) (*process, error) {
 	p.cmd = &exec.Cmd{
 		Path:        "/proc/self/exe",
 		Args:        []string{stage1Name},
-		Env:         []string{"GOMAXPROCS=1"},
+		Env:         []string{"GOMAXPROCS=1", "GORACE=atexit_sleep_ms=0"},
 		Dir:         "/",
 		Stdout:      p.logW,
 		Stderr:      p.logW,

@@ -229,14 +229,29 @@ func TestBackgroundProcess(t *testing.T) {
 	}
 }
 
+// firstWrite calls then when something was written.
+type firstWrite struct {
+	bytes.Buffer
+	then func()
+}
+
+func (w *firstWrite) Write(p []byte) (int, error) {
+	if w.Len() == 0 {
+		defer w.then()
+	}
+	return w.Buffer.Write(p)
+}
+
 func TestCancel(t *testing.T) {
 	requireSandbox(t)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	left := errors.New("client left")
-	time.AfterFunc(200*time.Millisecond, func() { cancel(left) })
-	start := time.Now()
-	var log bytes.Buffer
-	_, err := sandbox.Run(ctx, hostSpec(t, `trap "" TERM INT HUP; (sleep 100 &) ; echo started; sleep 100`), &log)
+	var start time.Time
+	log := &firstWrite{then: func() {
+		start = time.Now()
+		cancel(left)
+	}}
+	_, err := sandbox.Run(ctx, hostSpec(t, `trap "" TERM INT HUP; (sleep 100 &) ; echo started; sleep 100`), log)
 	if !errors.Is(err, left) {
 		t.Errorf("error is %v", err)
 	}
