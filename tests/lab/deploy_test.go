@@ -28,20 +28,17 @@ import (
 	"cairn/tests/lab"
 )
 
-// cairn builds the program once, static, as machines get it.
-var cairn = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "cairn-bin-")
-	if err != nil {
-		return "", err
-	}
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "cairn"), "cairn")
+// cairn builds the program, static, as machines get it.
+func cairn(t *testing.T) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "cairn")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "cairn")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("build cairn: %w: %s", err, out)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build cairn: %v: %s", err, out)
 	}
-	return filepath.Join(dir, "cairn"), nil
-})
+	return program
+}
 
 // coordinator is a store with its daemon, and a lab to deploy to.
 type coordinator struct {
@@ -55,10 +52,7 @@ type coordinator struct {
 func newCoordinator(t *testing.T, hosts int) *coordinator {
 	t.Helper()
 	c := &coordinator{t: t, Lab: lab.New(t, hosts, nil)}
-	program, err := cairn()
-	if err != nil {
-		t.Fatal(err)
-	}
+	program := cairn(t)
 	layout, err := disk.NewLayout(t.TempDir(), nil)
 	if err != nil {
 		t.Fatal(err)
