@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -85,6 +87,12 @@ func serve(t *testing.T) *daemon.Server {
 		server.Close()
 		b.Close()
 		s.Close()
+		filepath.WalkDir(layout.RealDir, func(name string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				os.Chmod(name, 0o700) // or an ordinary user could not delete it
+			}
+			return nil
+		})
 	})
 	return server
 }
