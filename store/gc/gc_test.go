@@ -98,7 +98,7 @@ func (r *rig) wantValid(want bool, ps ...store.Path) {
 
 func TestRoots(t *testing.T) {
 	r := newRig(t)
-	names := []string{"direct", "nested", "indirect", "far", "file", "profile", "user", "temp", "leased", "relative", "below"}
+	names := []string{"direct", "nested", "indirect", "far", "file", "profile", "user", "temp", "leased", "relative", "below", "running", "booted"}
 	ps := map[string]store.Path{}
 	for _, n := range names {
 		ps[n] = r.text("top-"+n, r.text("base-"+n))
@@ -144,6 +144,8 @@ func TestRoots(t *testing.T) {
 	}
 	r.link(rel, filepath.Join(roots, "relative"))
 	r.link(ps["below"].String()+"/etc/passwd", filepath.Join(roots, "below"))
+	r.link(ps["running"].String(), filepath.Join(r.layout.Root, "run", "current-system"))
+	r.link(ps["booted"].String(), filepath.Join(r.layout.Root, "run", "booted-system"))
 	r.link(filepath.Join(home, "gone"), filepath.Join(roots, "auto", "0123"))
 	r.link("loop", filepath.Join(roots, "loop"))
 	r.link(home, filepath.Join(roots, "directory"))

@@ -40,6 +40,10 @@ func (r Root) String() string { return string(r.Kind) + " " + r.Link }
 // maxHops is how many links are followed from a root to the store.
 const maxHops = 16
 
+// systemLinks name the system that runs and the one that the machine booted with: their generations may be
+// deleted while their programs and files are in use.
+var systemLinks = []string{"/run/current-system", "/run/booted-system"}
+
 // Roots returns the roots there are, also those whose target is not valid.
 func Roots(ctx context.Context, s *disk.Store) ([]Root, error) {
 	roots, err := findRoots(ctx, s, true)
@@ -56,6 +60,11 @@ func findRoots(ctx context.Context, s *disk.Store, processes bool) ([]Root, erro
 	}
 	if err := f.tree(KindProfile, filepath.Join(f.layout.StateDir, "profiles")); err != nil {
 		return nil, err
+	}
+	for _, link := range systemLinks {
+		if err := f.link(KindLink, filepath.Join("/", f.layout.Root, link)); err != nil {
+			return nil, err
+		}
 	}
 	if err := f.temporary(); err != nil {
 		return nil, err
