@@ -30,6 +30,9 @@ system: what is ours goes, and what it replaced comes back.`,
 				if err != nil {
 					return err
 				}
+				if err := env.handOver(cmd.Context(), e, n, o); err != nil {
+					return err
+				}
 				r, err := e.SwitchGeneration(cmd.Context(), n, o.engine())
 				return env.switched(o, r, err)
 			})

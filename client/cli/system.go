@@ -124,6 +124,11 @@ back, in the same journaled way as any switch. Numbers stay as they are.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return env.withActivation(func(e *activate.Engine) error {
+				if n, err := pickGeneration(cmd.Context(), e, "-1"); err == nil {
+					if err := env.handOver(cmd.Context(), e, n, o); err != nil {
+						return err
+					}
+				}
 				r, err := e.RollBack(cmd.Context(), o.engine())
 				return env.switched(o, r, err)
 			})
