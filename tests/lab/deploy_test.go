@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -31,13 +30,7 @@ import (
 // cairn builds the program, static, as machines get it.
 func cairn(t *testing.T) string {
 	t.Helper()
-	program := filepath.Join(t.TempDir(), "cairn")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "cairn")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build cairn: %v: %s", err, out)
-	}
-	return program
+	return versioned(t, "unknown")
 }
 
 // coordinator is a store with its daemon, and a lab to deploy to.
