@@ -7,18 +7,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
-	"path/filepath"
 
 	"cairn/archive"
-	"cairn/archive/nar"
 	"cairn/daemon/protocol"
-	"cairn/derivation"
 	"cairn/store"
-	"cairn/store/disk"
 )
 
-// importBundle stages all objects of a bundle beside the store, and makes them valid together when the
+// importBundle receives all objects of a bundle out of sight, and makes them valid together when the
 // last byte has proved right. Anybody may bring a bundle; the ACL decides about its signer.
 func (x *session) importBundle(ctx context.Context, _ struct{}) (reply, error) {
 	s := x.server
@@ -42,86 +37,25 @@ func (x *session) importBundle(ctx context.Context, _ struct{}) (reply, error) {
 			return nil, err
 		}
 	}
-	dir, err := s.store.TempDir()
-	if err != nil {
-		return nil, err
-	}
-	defer removeStaged(dir)
-	outputs, err := x.stage(ctx, b, dir)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.store.Register(ctx, outputs); err != nil {
-		return nil, err
-	}
-	return replyPaths(paths, nil)
-}
-
-// stage restores the objects that are missing below dir.
-func (x *session) stage(ctx context.Context, b *archive.Bundle, dir string) ([]disk.Output, error) {
-	var outputs []disk.Output
-	staged := map[store.Path]string{}
+	i := s.store.Import()
+	defer i.Close()
 	for {
 		info, r, err := b.Next()
 		if err == io.EOF {
-			return outputs, x.checkStaged(staged)
+			break
 		}
 		if err != nil {
 			return nil, err
-		}
-		if err := context.Cause(ctx); err != nil {
-			return nil, err
-		}
-		if x.server.store.IsValid(info.Path) {
-			continue
 		}
 		info.Ultimate = false
-		temp := filepath.Join(dir, info.Path.Base())
-		if err := nar.Restore(r, temp, nil); err != nil {
-			return nil, fmt.Errorf("import %s: %w", info.Path, err)
-		}
-		if info.Path.IsDerivation() {
-			staged[info.Path] = temp
-		}
-		outputs = append(outputs, disk.Output{Info: info, TempPath: temp})
-	}
-}
-
-// checkStaged checks that the derivations of a bundle claim no outputs but their own.
-func (x *session) checkStaged(staged map[store.Path]string) error {
-	load := func(p store.Path) (*derivation.Derivation, error) {
-		temp, ok := staged[p]
-		if !ok {
-			return x.server.hashes.load(p)
-		}
-		b, err := os.ReadFile(temp)
-		if err != nil {
+		if err := i.Add(ctx, info, r); err != nil {
 			return nil, err
 		}
-		return derivation.ParseAt(p, b)
 	}
-	h := derivation.NewHashes(load)
-	for p := range staged {
-		d, err := load(p)
-		if err == nil {
-			err = h.CheckOutputs(d, p.Dir())
-		}
-		if err != nil {
-			return fmt.Errorf("import %s: %w", p, err)
-		}
+	if err := i.Commit(ctx); err != nil {
+		return nil, err
 	}
-	return nil
-}
-
-// removeStaged removes a directory whose contents may be read-only.
-func removeStaged(dir string) {
-	filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if err == nil && e.IsDir() {
-			os.Chmod(path, 0o700)
-		}
-		return nil
-	})
-	os.RemoveAll(dir)
+	return replyPaths(paths, nil)
 }
 
 // bundleRequest is the request of ExportBundle.
