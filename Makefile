@@ -6,7 +6,7 @@ SHELL := /bin/bash
 export CGO_ENABLED := 0
 
 # Everything that tests, the lab and the demo use beside Go. This is the only list.
-PACKAGES := ca-certificates git gcc libc6-dev openssh-client iproute2 busybox-static python3-minimal \
+PACKAGES := ca-certificates git gcc libc6-dev openssh-client iproute2 busybox-static python3 \
 	systemd-container debootstrap nix-bin
 
 VERSION := $(shell git describe --always --dirty --tags 2>/dev/null || echo unknown)
