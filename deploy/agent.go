@@ -130,7 +130,7 @@ func (a *agent) perform(ctx context.Context, q *Request) (*Reply, error) {
 		if o.op != q.Op {
 			continue
 		}
-		if o.leased && a.lease.Token == "" {
+		if o.leased && !a.hasLease() {
 			return nil, fmt.Errorf("agent: %s without a lease", q.Op)
 		}
 		return o.do(a, ctx, q)
@@ -163,7 +163,7 @@ func (a *agent) hello(ctx context.Context, q *Request) (*Reply, error) {
 }
 
 func (a *agent) authorize(text string) (bool, error) {
-	if a.lease.Token == "" {
+	if !a.hasLease() {
 		return false, errors.New("agent: authorize without a lease")
 	}
 	key, err := archive.ParsePublicKey(text)
@@ -174,6 +174,12 @@ func (a *agent) authorize(text string) (bool, error) {
 }
 
 func (a *agent) leaseFile() leaseFile { return leaseFile{a.Layout.StateDir + "/journal"} }
+
+func (a *agent) hasLease() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.lease.Token != ""
+}
 
 func (a *agent) takeLease(q *Request) error {
 	a.mu.Lock()
@@ -257,6 +263,11 @@ func (a *agent) missing(ctx context.Context, q *Request) (*Reply, error) {
 	}
 	reply := &Reply{}
 	for _, p := range paths {
+		if !have[p] && p.Name() == programName && a.hasLease() {
+			if have[p], err = a.addOwn(ctx, d, p); err != nil {
+				return nil, err
+			}
+		}
 		if !have[p] {
 			reply.Paths = append(reply.Paths, p.String())
 			continue

@@ -262,8 +262,12 @@ func TestDeploy(t *testing.T) {
 
 	t.Run("first", func(t *testing.T) {
 		c := c.in(t)
-		c.want(c.deploy(first...), deploy.Deployed, deploy.Deployed, deploy.Deployed, deploy.Deployed, deploy.Deployed)
+		results := c.deploy(first...)
+		c.want(results, deploy.Deployed, deploy.Deployed, deploy.Deployed, deploy.Deployed, deploy.Deployed)
 		for n, m := range first {
+			if results[n].Bytes > 1<<20 {
+				t.Errorf("h%d: got %d bytes: the program came twice", n+1, results[n].Bytes)
+			}
 			c.at(n+1, m.System, 1)
 			if got := c.says(n+1, "cat", "/etc/cairn-motd"); got != "one" {
 				t.Errorf("h%d: file is %q", n+1, got)
