@@ -130,7 +130,7 @@ func (s *Schema) bindKeywords(vals []starlark.Value, kwargs []starlark.Tuple) er
 // unknown says that there is no such field, and which one may be meant.
 func (s *Schema) unknown(name string) error {
 	e := &argError{call: s.Name, keyword: name, message: "unknown"}
-	if near := nearest(name, s.names()); near != "" {
+	if near := Nearest(name, s.names()); near != "" {
 		e.message += fmt.Sprintf(" (did you mean %s?)", near)
 	} else if len(s.Fields) > 0 && len(s.Fields) <= 12 {
 		e.message += fmt.Sprintf(" (fields: %s)", strings.Join(s.names(), ", "))
@@ -189,7 +189,7 @@ func Wrong(call, argument, format string, args ...any) error {
 
 // NoAttribute is the error of x.name where x has no such attribute.
 func NoAttribute(typ, name string, known []string) error {
-	if near := nearest(name, known); near != "" {
+	if near := Nearest(name, known); near != "" {
 		return fmt.Errorf("%s has no .%s field or method (did you mean .%s?)", typ, name, near)
 	}
 	return starlark.NoSuchAttrError(fmt.Sprintf("%s has no .%s field or method", typ, name))

@@ -256,7 +256,7 @@ func (e *Evaluation) checkArgs() error {
 		if e.asked[name] {
 			continue
 		}
-		if near := nearest(name, known); near != "" {
+		if near := Nearest(name, known); near != "" {
 			return fmt.Errorf("argument %s: the configuration does not ask for it (did you mean %s?)", name, near)
 		}
 		return fmt.Errorf("argument %s: the configuration does not ask for it", name)
@@ -286,15 +286,31 @@ func (m *Module) Names() []string {
 	return out
 }
 
-// Lookup returns an exported global.
+// Lookup returns an exported global. The error of an unknown name is an *Error without a place: it is in none.
 func (m *Module) Lookup(name string) (starlark.Value, error) {
 	if v, ok := m.Globals[name]; ok && !strings.HasPrefix(name, "_") {
 		return v, nil
 	}
-	if near := nearest(name, m.Names()); near != "" {
-		return nil, fmt.Errorf("%s has no value %s (did you mean %s?)", m.shown, name, near)
+	return nil, &Error{Message: fmt.Sprintf("%s has no value %s%s", m.shown, name, m.others(name))}
+}
+
+// maxListed bounds how many names an error lists.
+const maxListed = 20
+
+// others says what there is instead of a name.
+func (m *Module) others(name string) string {
+	names := m.Names()
+	if len(names) == 0 {
+		return "; it has none that can be asked for"
 	}
-	return nil, fmt.Errorf("%s has no value %s; it has %s", m.shown, name, strings.Join(m.Names(), ", "))
+	s := ""
+	if near := Nearest(name, names); near != "" {
+		s = " (did you mean " + near + "?)"
+	}
+	if more := len(names) - maxListed; more > 0 {
+		names = append(names[:maxListed], fmt.Sprintf("and %d more", more))
+	}
+	return s + "; it has " + strings.Join(names, ", ")
 }
 
 // ErrLimit says that an evaluation was ended by one of its bounds.

@@ -2,6 +2,7 @@ package eval
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"strings"
@@ -41,9 +42,11 @@ type jsonWriter struct {
 
 const maxDepth = 200
 
+var errTooDeep = fmt.Errorf("value is nested deeper than %d: does it contain itself?", maxDepth)
+
 func (w *jsonWriter) value(v starlark.Value, depth int) error {
 	if depth > maxDepth {
-		return fmt.Errorf("value is nested deeper than %d", maxDepth)
+		return errTooDeep
 	}
 	switch v := v.(type) {
 	case starlark.NoneType:
@@ -124,7 +127,7 @@ func (w *jsonWriter) record(r *Record, depth int) error {
 		w.text(f.Name)
 		w.b.WriteByte(':')
 		if err := w.value(r.vals[i], depth+1); err != nil {
-			return fmt.Errorf("%s.%s: %w", r.Type(), f.Name, err)
+			return within(err, depth, r.Type()+"."+f.Name)
 		}
 	}
 	w.b.WriteByte('}')
@@ -144,11 +147,19 @@ func (w *jsonWriter) dict(d *starlark.Dict, depth int) error {
 		w.text(string(k))
 		w.b.WriteByte(':')
 		if err := w.value(item[1], depth+1); err != nil {
-			return fmt.Errorf("[%s]: %w", k, err)
+			return within(err, depth, "["+k.String()+"]")
 		}
 	}
 	w.b.WriteByte('}')
 	return nil
+}
+
+// within says in which part of a value an error is, but not two hundred times.
+func within(err error, depth int, part string) error {
+	if depth > 0 && errors.Is(err, errTooDeep) {
+		return err
+	}
+	return fmt.Errorf("%s: %w", part, err)
 }
 
 func (w *jsonWriter) list(l starlark.Iterable, depth int) error {
@@ -159,7 +170,7 @@ func (w *jsonWriter) list(l starlark.Iterable, depth int) error {
 			w.b.WriteByte(',')
 		}
 		if err := w.value(x, depth+1); err != nil {
-			return fmt.Errorf("[%d]: %w", i, err)
+			return within(err, depth, fmt.Sprintf("[%d]", i))
 		}
 		i++
 	}

@@ -190,7 +190,7 @@ func (e *Evaluation) openLibrary(name string) (fs.File, error) {
 	if all, err := fs.Glob(e.opts.Library, "*.star"); err == nil {
 		names = all
 	}
-	if near := nearest(name, names); near != "" {
+	if near := Nearest(name, names); near != "" {
 		return nil, fmt.Errorf("the library has no %s (did you mean %s?)", name, near)
 	}
 	return nil, fmt.Errorf("the library has no %s; it has %s", name, strings.Join(names, ", "))

@@ -2,9 +2,9 @@ package eval
 
 import "strings"
 
-// nearest returns the candidate that a misspelt word most likely meant, or "".
+// Nearest returns the candidate that a misspelt word most likely meant, or "".
 // A candidate may differ by a third of the word's length in edits, and two at most for words below nine letters.
-func nearest(word string, candidates []string) string {
+func Nearest(word string, candidates []string) string {
 	best, limit := "", max(1, min(len(word)/3, 3))
 	folded := fold.Replace(strings.ToLower(word))
 	for _, c := range candidates {

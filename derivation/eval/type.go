@@ -218,7 +218,7 @@ func (t *enum) Convert(v starlark.Value) (starlark.Value, *mismatch) {
 			return v, nil
 		}
 	}
-	if near := nearest(string(s), t.names); near != "" {
+	if near := Nearest(string(s), t.names); near != "" {
 		bad.hint = fmt.Sprintf("did you mean %q?", near)
 	}
 	return nil, bad
