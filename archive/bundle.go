@@ -487,6 +487,9 @@ func (u *unpacker) Read(p []byte) (int, error) {
 	}
 	n, err := u.zstd.Read(p)
 	u.check.Write(p[:n])
+	if err != nil && err != io.EOF && !errors.Is(err, errSource) && !errors.Is(err, ErrCorrupt) { // the decoder's own complaint
+		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
 	if u.check.size > u.info.NarSize {
 		err = fmt.Errorf("more than the announced %d bytes: %w", u.info.NarSize, store.ErrHashMismatch)
 	}
@@ -529,7 +532,7 @@ func (p *packedReader) Read(b []byte) (int, error) {
 	n, err := p.in.Read(b[:min(len(b), p.left)])
 	p.hash.Write(b[:n])
 	p.left -= n
-	p.err = unexpected(err)
+	p.err = sourceError(unexpected(err))
 	return n, p.err
 }
 
@@ -537,7 +540,7 @@ func (p *packedReader) Read(b []byte) (int, error) {
 func (p *packedReader) frame() error {
 	n, err := p.in.Int(bundleFrame)
 	if err != nil {
-		return unexpected(err)
+		return sourceError(unexpected(err))
 	}
 	p.hash.Write(binary.LittleEndian.AppendUint64(nil, n))
 	p.left = int(n)
@@ -546,12 +549,22 @@ func (p *packedReader) frame() error {
 	}
 	sum := make([]byte, bundleDigest)
 	if _, err := io.ReadFull(p.in, sum); err != nil {
-		return unexpected(err)
+		return sourceError(unexpected(err))
 	}
 	if !bytes.Equal(sum, p.hash.Sum(nil)) {
 		return fmt.Errorf("packed bytes have another hash: %w", ErrCorrupt)
 	}
 	return io.EOF
+}
+
+// errSource marks that a stream could not be read, which does not mean that it is damaged.
+var errSource = errors.New("read archive")
+
+func sourceError(err error) error {
+	if err == nil || errors.Is(err, ErrCorrupt) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", errSource, err)
 }
 
 // finish checks that everything was read.
@@ -562,10 +575,18 @@ func (p *packedReader) finish() error {
 	return nil
 }
 
-// unexpected turns the end of the stream into an error of its own.
+// errTruncated is both: what is cut off is damaged.
+var errTruncated = fmt.Errorf("it ends too early, or is none: %w (%w)", ErrCorrupt, io.ErrUnexpectedEOF)
+
+// unexpected makes damage of an end that comes too early and of what no writer writes.
 func unexpected(err error) error {
-	if err == io.EOF {
-		return io.ErrUnexpectedEOF
+	switch {
+	case errors.Is(err, ErrCorrupt):
+		return err
+	case err == io.EOF || err == io.ErrUnexpectedEOF:
+		return errTruncated
+	case errors.Is(err, wire.ErrTooLong) || errors.Is(err, wire.ErrPadding) || errors.Is(err, wire.ErrValue):
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	return err
 }
