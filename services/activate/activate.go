@@ -74,6 +74,8 @@ import (
 var (
 	// ErrBusy says that another switch has the lock.
 	ErrBusy = errors.New("another switch is running")
+	// ErrNoSystemd says that this host has no service manager to talk to.
+	ErrNoSystemd = errors.New("systemd does not answer")
 	// ErrUnconfirmed says that the last switch still waits to be confirmed.
 	ErrUnconfirmed = errors.New("the last switch waits to be confirmed")
 	// ErrNothingPending says that no switch waits to be confirmed.

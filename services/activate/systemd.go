@@ -83,7 +83,7 @@ func DialSystemd(ctx context.Context) (Systemd, error) {
 	if err != nil {
 		var err2 error
 		if conn, err2 = dbus.ConnectSystemBus(dbus.WithContext(ctx)); err2 != nil {
-			return nil, fmt.Errorf("connect to systemd: is it the first process of this host? %w", errors.Join(err, err2))
+			return nil, fmt.Errorf("connect to systemd: %w: %w; %w", ErrNoSystemd, err, err2)
 		}
 	}
 	b := &bus{
