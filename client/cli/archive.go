@@ -76,7 +76,7 @@ func runArchive(ctx context.Context, env *Env, o *archiveOptions, args []string)
 	case o.list:
 		return archiveList(env, o)
 	case o.extract != "":
-		return nar.Restore(bufio.NewReaderSize(env.Stdin, 1<<16), env.path(o.extract), nil)
+		return damagedNAR(nar.Restore(bufio.NewReaderSize(env.Stdin, 1<<16), env.path(o.extract), nil))
 	case o.generateKey:
 		layout, err := env.layout()
 		if err != nil {
@@ -154,10 +154,18 @@ func archiveMissing(ctx context.Context, env *Env, o *archiveOptions, s *session
 // narStart is how every NAR begins.
 var narStart = []byte("\x0d\x00\x00\x00\x00\x00\x00\x00nix-archive-1")
 
+// damagedNAR makes the errors of a bare archive those of a bundle.
+func damagedNAR(err error) error {
+	if errors.Is(err, nar.ErrFormat) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w: %w", err, archive.ErrCorrupt)
+	}
+	return err
+}
+
 func archiveList(env *Env, o *archiveOptions) error {
 	r := bufio.NewReaderSize(env.Stdin, 1<<16)
 	if head, _ := r.Peek(len(narStart)); bytes.Equal(head, narStart) {
-		return listNAR(env, r, "", o.json)
+		return damagedNAR(listNAR(env, r, "", o.json))
 	}
 	layout, err := env.layout()
 	if err != nil {

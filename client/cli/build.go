@@ -14,7 +14,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"cairn/client/config"
 	"cairn/daemon/protocol"
+	"cairn/derivation/eval"
 	"cairn/store"
 )
 
@@ -69,7 +71,7 @@ What nothing keeps may be collected later: -o makes a link that keeps it.`,
   cairn build '/cairn/store/0v3q…-hello.drv!out'`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return env.withSession(cmd.Context(), func(s *session) error { return runBuild(cmd.Context(), env, s, o, args) })
+			return runBuild(cmd.Context(), env, o, args)
 		},
 	}
 	f := cmd.Flags()
@@ -84,10 +86,41 @@ What nothing keeps may be collected later: -o makes a link that keeps it.`,
 	return cmd
 }
 
-func runBuild(ctx context.Context, env *Env, s *session, o *buildOptions, args []string) error {
-	var targets []protocol.Target
+// wish is what one argument of build asks for: values of a file, or a target of the store.
+type wish struct {
+	cfg    *config.Config // nil: target
+	values []config.Target
+	target protocol.Target
+}
+
+// runBuild understands all arguments before it asks the daemon, so that a mistake in a file needs none to be found.
+func runBuild(ctx context.Context, env *Env, o *buildOptions, args []string) error {
+	var wishes []wish
+	defer func() {
+		for _, w := range wishes {
+			if w.cfg != nil {
+				w.cfg.Close()
+			}
+		}
+	}()
 	for _, arg := range args {
-		ts, err := s.targets(ctx, env, o, arg)
+		w, err := env.wish(ctx, o, arg)
+		if err != nil {
+			return err
+		}
+		wishes = append(wishes, w)
+	}
+	return env.withSession(ctx, func(s *session) error { return buildWishes(ctx, env, s, o, wishes) })
+}
+
+func buildWishes(ctx context.Context, env *Env, s *session, o *buildOptions, wishes []wish) error {
+	var targets []protocol.Target
+	for _, w := range wishes {
+		if w.cfg == nil {
+			targets = append(targets, w.target)
+			continue
+		}
+		ts, err := s.addTargets(ctx, w.cfg, w.values)
 		if err != nil {
 			return err
 		}
@@ -108,61 +141,63 @@ func runBuild(ctx context.Context, env *Env, s *session, o *buildOptions, args [
 	return env.printPaths(o.json, paths)
 }
 
-// targets understands one argument of build; what a file's values need is added to the store.
-func (s *session) targets(ctx context.Context, env *Env, o *buildOptions, arg string) ([]protocol.Target, error) {
-	if strings.HasPrefix(arg, s.layout.Dir.String()+"/") {
-		path, output, one := strings.Cut(arg, "!")
-		p, err := s.object(env, path)
-		if err != nil {
-			return nil, err
-		}
-		t := protocol.Target{Path: p}
-		if one {
-			t.Outputs = strings.Split(output, ",")
-		} else if p.IsDerivation() {
-			t.Outputs = protocol.All()
-		}
-		return []protocol.Target{t}, nil
+// wish understands one argument of build. The caller closes its configuration.
+func (e *Env) wish(ctx context.Context, o *buildOptions, arg string) (wish, error) {
+	layout, err := e.layout()
+	if err != nil {
+		return wish{}, err
 	}
-	return s.fileTargets(ctx, env, o, arg)
+	if !strings.HasPrefix(arg, layout.Dir.String()+"/") {
+		return e.fileWish(ctx, o, arg)
+	}
+	path, output, one := strings.Cut(arg, "!")
+	p, err := e.object(layout, path)
+	if err != nil {
+		return wish{}, err
+	}
+	w := wish{target: protocol.Target{Path: p}}
+	if one {
+		w.target.Outputs = strings.Split(output, ",")
+	} else if p.IsDerivation() {
+		w.target.Outputs = protocol.All()
+	}
+	return w, nil
 }
 
-func (s *session) fileTargets(ctx context.Context, env *Env, o *buildOptions, arg string) ([]protocol.Target, error) {
-	cfg, name, err := env.load(ctx, &o.fileOptions, arg)
+func (e *Env) fileWish(ctx context.Context, o *buildOptions, arg string) (wish, error) {
+	cfg, name, err := e.load(ctx, &o.fileOptions, arg)
+	if err != nil {
+		return wish{}, err
+	}
+	values, err := valuesToBuild(cfg, name)
+	if err != nil {
+		cfg.Close()
+		return wish{}, fileError(arg, err)
+	}
+	return wish{cfg: cfg, values: values}, nil
+}
+
+// valuesToBuild lists what a value of a file, or every value that is something to build, stands for.
+func valuesToBuild(cfg *config.Config, name string) ([]config.Target, error) {
+	if name != "" {
+		return cfg.Targets(name)
+	}
+	names, err := cfg.Names()
 	if err != nil {
 		return nil, err
 	}
-	defer cfg.Close()
-	names := []string{name}
-	if name == "" {
-		if names, err = cfg.Names(); err != nil {
-			return nil, err
-		}
-	}
-	var targets []protocol.Target
+	var values []config.Target
 	for _, n := range names {
 		list, err := cfg.Targets(n)
-		if err != nil && name == "" {
-			continue // a value that is nothing to build
+		if as[*eval.Error](err) {
+			return nil, err
 		}
-		if err != nil {
-			return nil, located(err)
-		}
-		for _, t := range list {
-			top, pt := t.Path, protocol.Target{Path: t.Path}
-			if !t.Drv.IsZero() {
-				top, pt = t.Drv, protocol.Target{Path: t.Drv, Outputs: []string{t.Output}}
-			}
-			if err := s.add(ctx, cfg, top); err != nil {
-				return nil, err
-			}
-			targets = append(targets, pt)
-		}
+		values = append(values, list...) // none of a value that is nothing to build
 	}
-	if targets == nil {
-		return nil, fmt.Errorf("%s: nothing to build: no object, system or machine among %s", arg, strings.Join(names, ", "))
+	if values == nil {
+		return nil, fmt.Errorf("nothing to build: no object, system or machine among %s", strings.Join(names, ", "))
 	}
-	return targets, nil
+	return values, nil
 }
 
 func buildDryRun(ctx context.Context, env *Env, s *session, o *buildOptions, targets []protocol.Target) error {

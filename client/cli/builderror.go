@@ -67,9 +67,18 @@ func failedBuilds(results []*protocol.BuildResult) error {
 	if failed == nil {
 		return nil
 	}
-	err := error(&buildError{failed})
-	if failed[0].Target.Path.IsDerivation() {
-		err = hinted(err, "'cairn log %s' prints what the builder wrote", failed[0].Target.Path)
+	return buildHint(&buildError{failed}, failed[0])
+}
+
+// buildHint adds the next step after a failed build.
+func buildHint(err error, r *protocol.BuildResult) error {
+	switch {
+	case isDiskFull(err) || !r.Target.Path.IsDerivation():
+		return err
+	case isHashMismatch(err):
+		return hinted(err, "when that is what you want, write the hash behind 'got:' into the file")
+	case r.Status == protocol.OutputRejected && strings.Contains(r.Error, "cycle"):
+		return hinted(err, "of two outputs only one may mention the other; --keep-failed keeps what was built")
 	}
-	return err
+	return hinted(err, "'cairn log %s' prints what the builder wrote", r.Target.Path)
 }

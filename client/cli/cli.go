@@ -26,6 +26,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -75,9 +76,24 @@ func Run(ctx context.Context, env *Env, args []string) int {
 		err = &usageError{err}
 	}
 	if as[*usageError](err) {
+		if !started && strings.HasPrefix(err.Error(), "unknown command") {
+			err = fileHint(err, args)
+		}
 		err = hinted(err, "see '%s --help'", cmd.CommandPath())
 	}
 	return report(env.Stderr, err)
+}
+
+// fileHint is for those who give a file where a command should be.
+func fileHint(err error, args []string) error {
+	for _, a := range args {
+		file, _ := fileName(a)
+		if strings.HasPrefix(a, "-") || filepath.Ext(file) != ".star" {
+			continue
+		}
+		return hinted(err, "say what to do with it: 'cairn eval %s', 'cairn system reconfigure %s', 'cairn deploy %s'", a, a, a)
+	}
+	return err
 }
 
 func newRootCmd(env *Env) *cobra.Command {

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -59,14 +61,74 @@ func (e *Env) load(ctx context.Context, o *fileOptions, arg string) (cfg *config
 		opts.Args[k] = v
 	}
 	file, name := fileName(e.path(arg))
-	if _, err := os.Stat(file); err != nil {
-		return nil, "", fmt.Errorf("evaluate %s: %w", arg, errors.Unwrap(err))
+	if err := e.readable(file, arg); err != nil {
+		return nil, "", err
 	}
 	cfg, err = config.Load(ctx, file, opts)
 	if err != nil {
 		return nil, "", located(err)
 	}
 	return cfg, name, nil
+}
+
+// configError is a configuration that is wrong, or not there.
+type configError struct{ error }
+
+func (e *configError) Unwrap() error { return e.error }
+
+// readable finds out whether a file of the command line can be read, before anything is started for it.
+func (e *Env) readable(file, arg string) error {
+	f, err := os.Open(file)
+	if err == nil {
+		fi, err := f.Stat()
+		f.Close()
+		if err == nil && fi.IsDir() {
+			return &configError{hinted(fmt.Errorf("evaluate %s: it is a directory", arg), "%s", e.filesHint(file, ""))}
+		}
+		return nil
+	}
+	shown := &configError{fmt.Errorf("evaluate %s: %w", arg, errors.Unwrap(err))}
+	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+		return hinted(shown, "this user must be able to read the file and enter its folders")
+	}
+	return hinted(shown, "%s", e.filesHint(filepath.Dir(file), filepath.Base(file)))
+}
+
+// filesHint says which configurations are in a folder, above all one that may have been meant.
+func (e *Env) filesHint(dir, meant string) string {
+	found, err := filepath.Glob(filepath.Join(escapeGlob(dir), "*.star"))
+	if err != nil || len(found) == 0 {
+		return fmt.Sprintf("no *.star file is in %s; 'cairn system search' lists what one can be made of", dir)
+	}
+	names := map[string]string{} // by base name
+	var shown []string
+	for _, f := range found {
+		names[filepath.Base(f)] = f
+		shown = append(shown, e.display(f))
+	}
+	if near := eval.Nearest(meant, sortedKeys(names)); near != "" {
+		return "did you mean " + e.display(names[near]) + "?"
+	}
+	if more := len(shown) - 10; more > 0 {
+		shown = append(shown[:10], fmt.Sprintf("and %d more", more))
+	}
+	return "there are " + strings.Join(shown, ", ")
+}
+
+// escapeGlob makes a pattern that matches one name.
+func escapeGlob(name string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(name)
+}
+
+// fileError says of an error that FILE[:NAME] is wrong, with its place when it has one.
+func fileError(arg string, err error) error {
+	if as[*eval.Error](err) {
+		return located(err)
+	}
+	if file, _ := fileName(arg); strings.Contains(err.Error(), filepath.Base(file)) {
+		return &configError{err}
+	}
+	return &configError{fmt.Errorf("%s: %w", arg, err)}
 }
 
 // located adds the calls that led to an error of a file.
@@ -128,6 +190,15 @@ func (s *session) addOne(ctx context.Context, a *eval.Addition) error {
 
 // buildTargets makes the outputs of an evaluation exist and returns their paths, in order.
 func (s *session) buildTargets(ctx context.Context, env *Env, cfg *config.Config, targets []config.Target, o *buildOptions) ([]store.Path, error) {
+	want, err := s.addTargets(ctx, cfg, targets)
+	if err != nil {
+		return nil, err
+	}
+	return s.build(ctx, env, want, o)
+}
+
+// addTargets gives the store what targets of an evaluation need, and returns them as the daemon knows them.
+func (s *session) addTargets(ctx context.Context, cfg *config.Config, targets []config.Target) ([]protocol.Target, error) {
 	want := make([]protocol.Target, len(targets))
 	for i, t := range targets {
 		top := t.Path
@@ -140,7 +211,7 @@ func (s *session) buildTargets(ctx context.Context, env *Env, cfg *config.Config
 			return nil, err
 		}
 	}
-	return s.build(ctx, env, want, o)
+	return want, nil
 }
 
 // build builds targets and returns the path of each; a target with several outputs gives several.

@@ -15,6 +15,7 @@ import (
 	"cairn/client/config"
 	"cairn/deploy"
 	"cairn/deploy/ssh"
+	"cairn/derivation/eval"
 )
 
 type deployOptions struct {
@@ -83,7 +84,7 @@ func runDeploy(ctx context.Context, env *Env, o *deployOptions, args []string, d
 	defer cfg.Close()
 	machines, err := pickMachines(cfg, name, o.only)
 	if err != nil {
-		return located(err)
+		return fileError(args[0], err)
 	}
 	if o.exec {
 		return deployExec(ctx, env, o, machines, command)
@@ -113,7 +114,11 @@ func pickMachines(cfg *config.Config, name string, only []string) ([]config.Mach
 	}
 	for _, n := range only {
 		if !slices.Contains(names, n) {
-			return nil, fmt.Errorf("no machine is called %q; there are %s", n, strings.Join(names, ", "))
+			near := eval.Nearest(n, names)
+			if near != "" {
+				near = " (did you mean " + near + "?)"
+			}
+			return nil, fmt.Errorf("no machine is called %q%s; there are %s", n, near, strings.Join(names, ", "))
 		}
 	}
 	return picked, nil

@@ -5,7 +5,7 @@
 //	  0  done
 //	  1  anything that has no row of its own
 //	  2  unknown command or flag, wrong arguments
-//	  3  the configuration file is wrong; the message has file, line and column
+//	  3  the configuration file is wrong or missing; the message has file, line and column
 //	  4  a switch would touch what is not ours; nothing was changed
 //	  5  a switch failed and everything is as it was
 //	  6  not all machines are where they should be; the summary says which
@@ -13,7 +13,7 @@
 //	  8  no daemon answers
 //	100  a builder failed
 //	101  a builder took, or was silent for, too long
-//	102  a fixed output, a download or an archive has another hash
+//	102  a fixed output, a download or an archive has another hash, or an archive is damaged
 //	104  a second build gave another result
 //	130  interrupted
 //

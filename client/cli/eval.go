@@ -34,7 +34,7 @@ func runEval(ctx context.Context, env *Env, o *fileOptions, arg string) error {
 	defer cfg.Close()
 	value, err := cfg.Value(name)
 	if err != nil {
-		return located(err)
+		return fileError(arg, err)
 	}
 	var b bytes.Buffer
 	if err := json.Indent(&b, value, "", "  "); err != nil {

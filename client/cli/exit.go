@@ -5,13 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
+	"syscall"
 
 	"cairn/archive"
 	"cairn/daemon/protocol"
 	"cairn/derivation/eval"
 	"cairn/services/activate"
 	"cairn/store"
+	"cairn/store/profile"
 )
 
 // Exit codes. 100 to 104 are those of nix-build.
@@ -40,7 +43,7 @@ var exitDocs = []struct {
 	{exitOK, "done"},
 	{exitError, "anything that has no row of its own"},
 	{exitUsage, "unknown command or flag, wrong arguments"},
-	{exitConfig, "the configuration file is wrong; the message has file, line and column"},
+	{exitConfig, "the configuration file is wrong or missing; the message has file, line and column"},
 	{exitConflict, "a switch would touch what is not ours; nothing was changed"},
 	{exitRolledBack, "a switch failed and everything is as it was"},
 	{exitMachines, "not all machines are where they should be; the summary says which"},
@@ -48,7 +51,7 @@ var exitDocs = []struct {
 	{exitNoDaemon, "no daemon answers"},
 	{exitBuildFailed, "a builder failed"},
 	{exitTimeout, "a builder took, or was silent for, too long"},
-	{exitHashMismatch, "a fixed output, a download or an archive has another hash"},
+	{exitHashMismatch, "a fixed output, a download or an archive has another hash, or an archive is damaged"},
 	{exitNotDeterministic, "a second build gave another result"},
 	{exitInterrupted, "interrupted"},
 }
@@ -62,8 +65,10 @@ var exitTable = []struct {
 	{exitInterrupted, is(errInterrupted)},
 	{exitInterrupted, is(context.Canceled)},
 	{exitConfig, as[*eval.Error]},
+	{exitConfig, as[*configError]},
+	{exitConfig, is(eval.ErrLimit)},
 	{exitConflict, as[*activate.Refused]},
-	{exitRolledBack, as[*activate.Undone]},
+	{exitRolledBack, isUndone},
 	{exitMachines, as[*machinesError]},
 	{exitUnauthorized, is(protocol.ErrNotAllowed)},
 	{exitUnauthorized, is(archive.ErrUnauthorized)},
@@ -87,6 +92,12 @@ func as[E error](err error) bool {
 	return ok
 }
 
+// isUndone finds a switch after which everything is as it was.
+func isUndone(err error) bool {
+	u, ok := errors.AsType[*activate.Undone](err)
+	return ok && len(u.Left) == 0
+}
+
 // exitCode finds the code of an error.
 func exitCode(err error) int {
 	if err == nil {
@@ -108,10 +119,41 @@ func report(w io.Writer, err error) int {
 	if text := err.Error(); text != "" {
 		fmt.Fprintf(w, "error: %s\n", strings.TrimRight(stripEscapes(text), "\n"))
 	}
-	for _, hint := range hints(err) {
+	for _, hint := range nextSteps(err) {
 		fmt.Fprintf(w, "hint: %s\n", hint)
 	}
 	return exitCode(err)
+}
+
+// hintTable has next steps for errors that several commands meet and that bring none.
+var hintTable = []struct {
+	is   func(error) bool
+	hint string
+}{
+	{is(archive.ErrUnauthorized), "nothing was imported; when the key is the one you expect: cairn archive --authorize < KEY-FILE (the sender's /etc/cairn/signing-key.pub)"},
+	{is(archive.ErrCorrupt), "nothing of it was kept; make it again with 'cairn archive --export', or copy it again"},
+	{isDiskFull, "'cairn gc' deletes what nothing needs, 'cairn gc --dry-run' only lists it; nothing half done was kept"},
+	{is(activate.ErrNoSystemd), "a switch needs a host whose first process is systemd; 'cairn system build' and 'cairn deploy' work without"},
+	{is(profile.ErrNoGeneration), "'cairn system list-generations' lists what there is"},
+}
+
+// isDiskFull also understands an error that came from the daemon, which has no code for it.
+func isDiskFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || strings.Contains(err.Error(), "no space left")
+}
+
+// nextSteps are the hints of an error; never none where the table has one.
+func nextSteps(err error) []string {
+	steps := hints(err)
+	if len(steps) > 0 {
+		return steps
+	}
+	for _, row := range hintTable {
+		if row.is(err) {
+			return []string{row.hint}
+		}
+	}
+	return nil
 }
 
 // usageError is a wrong command line; Run adds where to read on.
@@ -139,15 +181,20 @@ func hinted(err error, format string, args ...any) error {
 	return &hintError{err, fmt.Sprintf(format, args...)}
 }
 
-// hints lists the next steps along the chain of err, the outermost last.
+// hints lists the next steps that err and what it wraps have, the outermost last.
 // Packages below give theirs by a method Hint.
 func hints(err error) []string {
 	var all []string
-	for err != nil {
-		if h, ok := err.(interface{ Hint() string }); ok && h.Hint() != "" {
-			all = append([]string{h.Hint()}, all...)
+	switch e := err.(type) {
+	case interface{ Unwrap() error }:
+		all = hints(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		for _, below := range e.Unwrap() {
+			all = append(all, hints(below)...)
 		}
-		err = errors.Unwrap(err)
+	}
+	if h, ok := err.(interface{ Hint() string }); ok && h.Hint() != "" && !slices.Contains(all, h.Hint()) {
+		all = append(all, h.Hint())
 	}
 	return all
 }

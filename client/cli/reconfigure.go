@@ -23,18 +23,7 @@ only one. The system's store path is printed; nothing on this machine changes.`,
   cairn system build -o web web.star:web`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return env.withSession(cmd.Context(), func(s *session) error {
-				p, err := buildSystem(cmd.Context(), env, s, o, args[0])
-				if err != nil {
-					return err
-				}
-				if o.link != "" {
-					if err := s.makeLinks(cmd.Context(), env.path(o.link), []store.Path{p}); err != nil {
-						return err
-					}
-				}
-				return env.printPaths(o.json, []store.Path{p})
-			})
+			return runSystemBuild(cmd.Context(), env, o, args[0])
 		},
 	}
 	o.flags(cmd)
@@ -45,22 +34,36 @@ only one. The system's store path is printed; nothing on this machine changes.`,
 	return cmd
 }
 
-// buildSystem builds the system of a file.
-func buildSystem(ctx context.Context, env *Env, s *session, o *buildOptions, arg string) (store.Path, error) {
-	cfg, name, err := env.load(ctx, &o.fileOptions, arg)
+func runSystemBuild(ctx context.Context, env *Env, o *buildOptions, arg string) error {
+	return env.withSystem(ctx, o, arg, func(s *session, p store.Path) error {
+		if o.link != "" {
+			if err := s.makeLinks(ctx, env.path(o.link), []store.Path{p}); err != nil {
+				return err
+			}
+		}
+		return env.printPaths(o.json, []store.Path{p})
+	})
+}
+
+// withSystem builds the system of a file and runs fn while the store keeps it.
+// The file is evaluated before the daemon is asked, so that a mistake in it needs none to be found.
+func (e *Env) withSystem(ctx context.Context, o *buildOptions, arg string, fn func(*session, store.Path) error) error {
+	cfg, name, err := e.load(ctx, &o.fileOptions, arg)
 	if err != nil {
-		return store.Path{}, err
+		return err
 	}
 	defer cfg.Close()
 	sys, err := cfg.System(name)
 	if err != nil {
-		return store.Path{}, located(err)
+		return fileError(arg, err)
 	}
-	paths, err := s.buildTargets(ctx, env, cfg, []config.Target{{Name: sys.Name, Drv: sys.Drv, Output: sys.Output}}, o)
-	if err != nil {
-		return store.Path{}, err
-	}
-	return paths[0], nil
+	return e.withSession(ctx, func(s *session) error {
+		paths, err := s.buildTargets(ctx, e, cfg, []config.Target{{Name: sys.Name, Drv: sys.Drv, Output: sys.Output}}, o)
+		if err != nil {
+			return err
+		}
+		return fn(s, paths[0])
+	})
 }
 
 func newSystemReconfigureCmd(env *Env) *cobra.Command {
@@ -82,9 +85,7 @@ a system in the store.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return env.withActivation(func(e *activate.Engine) error {
-				return env.withSession(cmd.Context(), func(s *session) error {
-					return reconfigure(cmd.Context(), env, e, s, b, o, args[0])
-				})
+				return reconfigure(cmd.Context(), env, e, b, o, args[0])
 			})
 		},
 	}
@@ -94,15 +95,19 @@ a system in the store.`,
 	return cmd
 }
 
-func reconfigure(ctx context.Context, env *Env, e *activate.Engine, s *session, b *buildOptions, o *switchOptions, arg string) error {
-	sys, rest, err := s.storePath(env, arg)
-	if err != nil || rest != "" {
-		if sys, err = buildSystem(ctx, env, s, b, arg); err != nil {
-			return err
-		}
+func reconfigure(ctx context.Context, env *Env, e *activate.Engine, b *buildOptions, o *switchOptions, arg string) error {
+	layout, err := env.layout()
+	if err != nil {
+		return err
 	}
-	r, err := e.Switch(ctx, sys, o.engine())
-	return env.switched(o, r, err)
+	to := func(_ *session, sys store.Path) error {
+		r, err := e.Switch(ctx, sys, o.engine())
+		return env.switched(o, r, err)
+	}
+	if sys, rest, err := env.storePath(layout, arg); err == nil && rest == "" {
+		return env.withSession(ctx, func(s *session) error { return to(s, sys) })
+	}
+	return env.withSystem(ctx, b, arg, to)
 }
 
 func newSystemDiffCmd(env *Env) *cobra.Command {

@@ -106,13 +106,18 @@ func (e *Env) connectInside(ctx context.Context, layout disk.Layout) (*session, 
 // storePath understands what a person calls a store object: its path, its place below --root,
 // a link to it, or a file inside it. The rest is what follows the object's own path.
 func (s *session) storePath(env *Env, arg string) (path store.Path, rest string, err error) {
-	dir := s.layout.Dir
+	return env.storePath(s.layout, arg)
+}
+
+// storePath is that of a session, before there is one.
+func (e *Env) storePath(layout disk.Layout, arg string) (path store.Path, rest string, err error) {
+	dir := layout.Dir
 	if strings.HasPrefix(arg, dir.String()+"/") {
 		return dir.Within(arg)
 	}
-	name := env.path(arg)
+	name := e.path(arg)
 	for range 40 {
-		for _, top := range []string{s.layout.RealDir, dir.String()} {
+		for _, top := range []string{layout.RealDir, dir.String()} {
 			if below, ok := strings.CutPrefix(name, top+"/"); ok {
 				return dir.Within(dir.String() + "/" + below)
 			}
@@ -131,7 +136,11 @@ func (s *session) storePath(env *Env, arg string) (path store.Path, rest string,
 
 // object is storePath for commands that want a whole object.
 func (s *session) object(env *Env, arg string) (store.Path, error) {
-	p, rest, err := s.storePath(env, arg)
+	return env.object(s.layout, arg)
+}
+
+func (e *Env) object(layout disk.Layout, arg string) (store.Path, error) {
+	p, rest, err := e.storePath(layout, arg)
 	if err == nil && rest != "" {
 		err = hinted(fmt.Errorf("%q is inside a store object", arg), "the object is %s", p)
 	}
