@@ -1,6 +1,7 @@
 package script
 
 import (
+	"fmt"
 	"os"
 	"testing"
 
@@ -33,12 +34,23 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exit": exit,
 			"flip": flip,
+			"nar":  nar,
+
+			"tmpfs":  tmpfs,
+			"resize": resize,
 		},
 		Condition: condition,
 	})
 }
 
-// condition "sandbox" holds where builders can run.
+// condition "sandbox" holds where builders can run, "root" where file systems can be mounted. In CI both must.
 func condition(cond string) (bool, error) {
-	return cond == "sandbox" && (sandbox.Available() == nil || os.Getenv("CAIRN_CI") != ""), nil
+	ci := os.Getenv("CAIRN_CI") != ""
+	switch cond {
+	case "sandbox":
+		return ci || sandbox.Available() == nil, nil
+	case "root":
+		return ci || os.Geteuid() == 0, nil
+	}
+	return false, fmt.Errorf("unknown condition %q", cond)
 }
