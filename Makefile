@@ -40,10 +40,9 @@ test: deps ## run all tests that need no lab hosts
 demo: deps build ## two lab hosts: deploy, change, break, roll back, collect (root)
 	go run ./tests/demo -cairn ./cairn
 
-check: ## formatting, vet and tests with the race detector
+check: ## formatting, and all of make test with the race detector
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt -w" $$bad; exit 1; }
-	go vet ./...
-	CGO_ENABLED=1 GORACE=atexit_sleep_ms=0 go test $(GOTESTFLAGS) -race -timeout 40m ./...
+	GORACE=atexit_sleep_ms=0 $(MAKE) test CGO_ENABLED=1 GOTESTFLAGS="$(GOTESTFLAGS) -race"
 
 fuzz: ## fuzz every decoder for T each (make fuzz T=30s)
 	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r d; do \
