@@ -197,7 +197,8 @@ func planReply(p *activate.Plan) *SwitchReply {
 	r := &SwitchReply{Outcome: "planned", System: p.System, From: p.From, Plan: p}
 	switch {
 	case len(p.Conflicts) > 0:
-		r.Outcome, r.Reason = "refused", (&activate.Refused{Conflicts: p.Conflicts}).Error()
+		refused := &activate.Refused{Conflicts: p.Conflicts}
+		r.Outcome, r.Reason, r.Hint = "refused", refused.Error(), refused.Hint()
 	case p.Empty():
 		r.Outcome = "unchanged"
 	}
@@ -214,9 +215,9 @@ func switchReply(r *activate.Result, err error) (*SwitchReply, error) {
 	reply := &SwitchReply{Outcome: r.Outcome, ID: r.ID, System: r.System, From: r.From, Generation: r.Generation, Left: r.UndoErrors, Plan: r.Plan}
 	switch {
 	case refused != nil:
-		reply.Reason = refused.Error()
+		reply.Reason, reply.Hint = refused.Error(), refused.Hint()
 	case undone != nil:
-		reply.Reason = undone.Cause.Error()
+		reply.Reason, reply.Hint = undone.Cause.Error(), undone.Hint()
 	}
 	return reply, nil
 }

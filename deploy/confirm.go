@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -98,13 +99,13 @@ func (d *deployment) conclude(s *SwitchReply, why error) {
 	case "unchanged":
 		r.Status = Unchanged
 	case "undone":
-		err := errors.New(reason)
+		err := hinted(errors.New(reason), "%s", cmp.Or(s.Hint, "look at its journal there, correct the configuration, and deploy again"))
 		if strings.Contains(s.Reason, "not confirmed") {
-			err = hinted(err, "the new system did not let us in again; look at its network, firewall and sshd")
+			err = hinted(errors.New(reason), "the new system did not let us in again; look at its network, firewall and sshd")
 		}
 		r.fail(RolledBack, err)
 	case "refused":
-		r.fail(Refused, errors.New(reason))
+		r.fail(Refused, hinted(errors.New(reason), "%s", s.Hint))
 	default:
 		err := fmt.Errorf("%s; the undo is incomplete: %s", reason, strings.Join(s.Left, "; "))
 		r.fail(Failed, hinted(err, "look at the machine: cairn system recover, and /cairn/var/journal/switch-%s.jsonl", r.Journal))

@@ -68,6 +68,7 @@ type SwitchReply struct {
 	From       string         `json:"from,omitempty"`
 	Generation int            `json:"generation,omitempty"`
 	Reason     string         `json:"reason,omitempty"` // why it was undone or refused
+	Hint       string         `json:"hint,omitempty"`   // the next step then
 	Left       []string       `json:"left,omitempty"`   // what an incomplete undo left
 	Plan       *activate.Plan `json:"plan,omitempty"`
 }

@@ -224,7 +224,7 @@ func (d *deployment) plan(l *link) (bool, error) {
 	d.result.Plan = r.Switch.Plan
 	switch r.Switch.Outcome {
 	case "refused":
-		d.result.fail(Refused, errors.New(r.Switch.Reason))
+		d.result.fail(Refused, hinted(errors.New(r.Switch.Reason), "%s", r.Switch.Hint))
 		return false, nil
 	case "unchanged":
 		d.result.Status = Unchanged

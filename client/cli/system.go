@@ -106,8 +106,6 @@ func switchHint(err error) error {
 	switch {
 	case errors.Is(err, activate.ErrUnconfirmed):
 		return hinted(err, "'cairn system confirm' keeps it, 'cairn system recover --force' undoes it")
-	case len(activate.Conflicts(err)) > 0:
-		return hinted(err, "nothing was changed; files: replace = True in the configuration takes them over and gives them back later")
 	}
 	return permissionHint(err)
 }

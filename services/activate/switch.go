@@ -43,7 +43,21 @@ func (r *Refused) Error() string {
 	for i, c := range r.Conflicts {
 		lines[i] = c.String()
 	}
-	return fmt.Sprintf("%d conflicts, nothing was changed:\n  %s", len(lines), strings.Join(lines, "\n  "))
+	what := "conflicts"
+	if len(lines) == 1 {
+		what = "conflict"
+	}
+	return fmt.Sprintf("%d %s, nothing was changed:\n  %s", len(lines), what, strings.Join(lines, "\n  "))
+}
+
+// Hint is the next step.
+func (r *Refused) Hint() string {
+	for _, c := range r.Conflicts {
+		if c.Kind == "file" {
+			return "move the files away, or let the configuration take them over with replace = True, which gives them back later; then run the same again"
+		}
+	}
+	return "put it right on the machine or in the configuration, and run the same again"
 }
 
 // Undone says that a switch did not succeed, and whether the host is as before.
@@ -61,6 +75,18 @@ func (u *Undone) Error() string {
 }
 
 func (u *Undone) Unwrap() error { return u.Cause }
+
+// Hint is the next step.
+func (u *Undone) Hint() string {
+	unit, known := errors.AsType[*UnitError](u.Cause)
+	switch {
+	case len(u.Left) > 0:
+		return "put back by hand what is left; 'cairn system describe' says which generation is current"
+	case known:
+		return "on the machine 'journalctl -u " + unit.Unit + "' has the whole log; correct the configuration and run the same again"
+	}
+	return "put it right on the machine or in the configuration, and run the same again"
+}
 
 // goal is what a change of the host leads to.
 type goal struct {
