@@ -54,14 +54,17 @@ func (h *Host) link() string            { return "vb-" + h.machine() } // 15 cha
 func (h *Host) hasLink() bool           { return h.lab.ip(context.Background(), "link", "show", h.link()) == nil }
 
 // make mounts the host's disk and gives it name, address, keys and identity.
+// A kernel of its own mounts its disk itself and takes those from the directory root, in which there is nothing else.
 func (h *Host) make(ctx context.Context) error {
-	for _, d := range []string{"up", "work", "root"} {
+	for _, d := range []string{"up", "work", "root", "root/etc/ssh"} {
 		if err := os.MkdirAll(filepath.Join(h.dir(), d), 0o755); err != nil {
 			return err
 		}
-	}
-	if err := h.mount(); err != nil {
-		return err
+		if d == "root" && h.lab.kernel == "" {
+			if err := h.mount(); err != nil {
+				return err
+			}
+		}
 	}
 	pub, err := os.ReadFile(h.lab.Identity() + ".pub")
 	if err != nil {
@@ -116,7 +119,7 @@ func (h *Host) Boot(ctx context.Context) error {
 	return h.Wait(ctx)
 }
 
-// nspawn is run by sh, which first moves itself into the host's cgroups: "$1" is a list of files.
+// The host is run by sh, which first moves itself into the host's cgroups: "$1" is a list of files.
 const enterGroups = `for f in $1; do echo $$ > $f || exit 1; done; shift; exec "$@"`
 
 func (h *Host) start() error {
@@ -129,11 +132,15 @@ func (h *Host) start() error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command("sh", "-c", enterGroups, "sh", strings.Join(groups, " "),
-		"nsenter", "--net="+h.lab.namespacePath(), "--",
-		"systemd-nspawn", "-q", "-D", h.root(), "-M", h.machine(), "--hostname="+h.Name, "--register=no", "--keep-unit",
-		"--console=pipe", "--network-bridge=br0", "--resolv-conf=off", "--timezone=off", "--link-journal=no", "-b")
-	cmd.Env = append(os.Environ(), "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1")
+	argv, env := h.nspawn(), "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1"
+	if h.lab.kernel != "" {
+		if err := h.plug(context.Background()); err != nil {
+			return err
+		}
+		argv, env = h.uml(), "TMPDIR="+h.dir() // where its memory is
+	}
+	cmd := exec.Command("sh", append([]string{"-c", enterGroups, "sh", strings.Join(groups, " "), "nsenter", "--net=" + h.lab.namespacePath(), "--"}, argv...)...)
+	cmd.Env = append(os.Environ(), env)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -143,10 +150,18 @@ func (h *Host) start() error {
 	return nil
 }
 
+func (h *Host) nspawn() []string {
+	return []string{
+		"systemd-nspawn", "-q", "-D", h.root(), "-M", h.machine(), "--hostname=" + h.Name, "--register=no", "--keep-unit",
+		"--console=pipe", "--network-bridge=br0", "--resolv-conf=off", "--timezone=off", "--link-journal=no", "-b",
+	}
+}
+
 // rebooted is systemd-nspawn's exit status when the host asked for a reboot.
 const rebooted = 133
 
 // supervise waits for the host's end, and starts it again when it was a reboot from inside.
+// A kernel of its own starts itself again.
 func (h *Host) supervise(cmd *exec.Cmd) {
 	var exit *exec.ExitError
 	if err := cmd.Wait(); errors.As(err, &exit) && exit.ExitCode() == rebooted && !h.closing.Load() {
@@ -157,7 +172,11 @@ func (h *Host) supervise(cmd *exec.Cmd) {
 
 // Wait returns when the host's sshd lets root in.
 func (h *Host) Wait(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	limit := time.Minute
+	if h.lab.kernel != "" {
+		limit = 3 * time.Minute
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var last error
 	for ctx.Err() == nil {
@@ -187,8 +206,18 @@ func (h *Host) banner(ctx context.Context) error {
 	return err
 }
 
-// Up reports whether the host has a PID 1.
-func (h *Host) Up() bool { return h.init() != 0 }
+// Up reports whether the host has a PID 1, or a kernel.
+func (h *Host) Up() bool {
+	if h.lab.kernel == "" {
+		return h.init() != 0
+	}
+	for _, root := range hierarchies() {
+		if len(groupProcesses(filepath.Join(root, h.group()))) > 0 {
+			return true
+		}
+	}
+	return false
+}
 
 // init returns the pid, out here, of the host's PID 1, or 0.
 func (h *Host) init() int {
@@ -206,6 +235,7 @@ func (h *Host) init() int {
 }
 
 // Kill is a power cut: every process dies at once, the disk stays as it is.
+// With a kernel of its own, what had not been brought to the disk is lost.
 func (h *Host) Kill() error {
 	h.closing.Store(true)
 	defer h.closing.Store(false)
@@ -241,7 +271,11 @@ func (h *Host) RunInput(ctx context.Context, stdin io.Reader, argv ...string) (s
 }
 
 // Enter runs a command on the host past its network, by entering its namespaces: for looking at a host whose link is cut.
+// A host with a kernel of its own has no namespaces to enter.
 func (h *Host) Enter(ctx context.Context, argv ...string) (string, error) {
+	if h.lab.kernel != "" {
+		return "", fmt.Errorf("enter %s: it has a kernel of its own, so there is no way in but its network; use Run", h.Name)
+	}
 	pid := h.init()
 	if pid == 0 {
 		return "", fmt.Errorf("enter %s: is down", h.Name)

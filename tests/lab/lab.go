@@ -7,12 +7,14 @@
 // # What a lab is made of
 //
 //	CACHE/<suite>-<key>/          base system, made once by debootstrap; read-only lower layer of every host
+//	CACHE/<suite>-<key>.ext4      the same as a disk image, for hosts with a kernel of their own
+//	CACHE/linux-<key>             their kernel
 //	/run/cairn-lab/<name>/        one lab; a tmpfs, so removing it is unmounting it
 //	    lock                      flock'ed by the owner for as long as it lives
 //	    lab.json                  what Open needs
 //	    id, id.pub, known_hosts   the key that every host lets in as root; the hosts' own keys
 //	    ssh_config, ssh           configuration, and a wrapper that runs ssh with it in the lab's network
-//	    <host>/{up,work,root,log} overlay and console
+//	    <host>/{up,work,root,log} overlay and console; with a kernel of its own, disk instead, and in root what is the host's own
 //	network namespace cairn-lab-<name>, with bridge br0 at 10.66.0.1/24 and host hN at 10.66.0.(10+N)
 //	cgroup cairn-lab-<name>-<host>
 //
@@ -22,7 +24,15 @@
 // Hosts are containers (systemd-nspawn): they share this machine's kernel and its clock, resource limits are accepted
 // but not enforced, and what was written but not synced survives a power cut.
 //
-// Environment: CAIRN_LAB_CACHE (default /var/cache/cairn/lab), CAIRN_LAB_SUITE (default trixie).
+// # Hosts with a kernel of their own
+//
+// With Options.Kernel each host is a User-Mode Linux kernel, an ordinary process, with the same base system on a disk of its own:
+// reboots are real, limits hold, and a power cut loses what had not been brought to the disk. It takes no KVM and no modules.
+// Its file system is told not to guess which renames should be durable. Everything works as for containers but Host.Enter;
+// a host has one processor and 512 MB, starts in some seconds, and forks several times slower. See [Kernel] for where the kernel comes from.
+//
+// Environment: CAIRN_LAB_CACHE (default /var/cache/cairn/lab), CAIRN_LAB_SUITE (default trixie),
+// CAIRN_LAB_KERNEL (a User-Mode Linux kernel, plain or .xz).
 package lab
 
 import (
@@ -37,6 +47,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -54,6 +65,7 @@ type Options struct {
 	Name     string    // default: random; at most 6 lower-case letters and digits
 	Suite    string    // Debian release: trixie, bookworm, sid; default CAIRN_LAB_SUITE or trixie
 	Base     string    // a ready base system instead of the cached one
+	Kernel   bool      // each host has a kernel of its own
 	Detached bool      // the lab outlives this process, until Open and Close
 	Log      io.Writer // progress of slow steps; default none
 }
@@ -63,14 +75,18 @@ type Lab struct {
 	Name  string
 	Hosts []*Host
 
-	dir  string
-	base string
-	lock *os.File
+	dir    string
+	base   string
+	kernel string // of every host; "": this machine's
+	image  string // disk image of base, if there is a kernel
+	lock   *os.File
 }
 
 // record is lab.json.
 type record struct {
 	Base     string `json:"base"`
+	Kernel   string `json:"kernel,omitempty"`
+	Image    string `json:"image,omitempty"`
 	Hosts    int    `json:"hosts"`
 	Detached bool   `json:"detached"`
 }
@@ -88,10 +104,14 @@ func New(t testing.TB, n int, opts *Options) *Lab {
 		}
 		t.Skip(err)
 	}
-	if opts == nil {
-		opts = &Options{Log: testWriter{t}}
+	var o Options
+	if opts != nil {
+		o = *opts
 	}
-	l, err := Start(t.Context(), n, opts)
+	if o.Log == nil {
+		o.Log = testWriter{t}
+	}
+	l, err := Start(t.Context(), n, &o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +138,11 @@ func (l *Lab) dump(t testing.TB) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	for _, h := range l.Hosts {
-		if out, err := h.Enter(ctx, "journalctl", "-b", "-q", "--no-pager", "-p", "warning", "-n", "30", "-o", "cat"); err == nil && out != "" {
+		look := h.Enter
+		if l.kernel != "" {
+			look = h.Run
+		}
+		if out, err := look(ctx, "journalctl", "-b", "-q", "--no-pager", "-p", "warning", "-n", "30", "-o", "cat"); err == nil && out != "" {
 			t.Logf("journal of %s:\n%s", h.Name, out)
 		}
 	}
@@ -129,12 +153,19 @@ func Available() error {
 	if os.Geteuid() != 0 {
 		return errors.New("lab needs root: run as root, make lab")
 	}
-	var missing []string
-	for _, p := range []struct{ program, pkg string }{
+	return installed([]program{
 		{"debootstrap", "debootstrap"}, {"systemd-nspawn", "systemd-container"}, {"ip", "iproute2"},
 		{"ssh", "openssh-client"}, {"ssh-keygen", "openssh-client"}, {"nsenter", "util-linux"},
-	} {
-		if _, err := exec.LookPath(p.program); err != nil {
+	})
+}
+
+// program is one that a lab runs, and the Debian package it is in.
+type program struct{ name, pkg string }
+
+func installed(programs []program) error {
+	var missing []string
+	for _, p := range programs {
+		if _, err := exec.LookPath(p.name); err != nil && !slices.Contains(missing, p.pkg) {
 			missing = append(missing, p.pkg)
 		}
 	}
@@ -161,14 +192,12 @@ func Start(ctx context.Context, n int, opts *Options) (*Lab, error) {
 	if err := Available(); err != nil {
 		return nil, err
 	}
-	base := opts.Base
-	if base == "" {
-		var err error
-		if base, err = Base(ctx, opts.Suite, opts.Log); err != nil {
-			return nil, err
-		}
+	r, err := prepare(ctx, opts)
+	if err != nil {
+		return nil, err
 	}
-	l, err := create(name, record{Base: base, Hosts: n, Detached: opts.Detached})
+	r.Hosts, r.Detached = n, opts.Detached
+	l, err := create(name, r)
 	if err != nil {
 		return nil, fmt.Errorf("start lab %s: %w", name, err)
 	}
@@ -176,6 +205,28 @@ func Start(ctx context.Context, n int, opts *Options) (*Lab, error) {
 		return nil, errors.Join(fmt.Errorf("start lab %s: %w", name, err), l.Close())
 	}
 	return l, nil
+}
+
+// prepare finds or makes what hosts are made of. A missing kernel is built only by CI: it takes long.
+func prepare(ctx context.Context, opts *Options) (record, error) {
+	r := record{Base: opts.Base}
+	var err error
+	if r.Base == "" {
+		if r.Base, err = Base(ctx, opts.Suite, opts.Log); err != nil {
+			return r, err
+		}
+	}
+	if !opts.Kernel {
+		return r, nil
+	}
+	if err := installed(umlPrograms); err != nil {
+		return r, err
+	}
+	if r.Kernel, err = Kernel(ctx, os.Getenv("CAIRN_CI") != "", opts.Log); err != nil {
+		return r, err
+	}
+	r.Image, err = image(ctx, r.Base)
+	return r, err
 }
 
 // create sweeps dead labs and makes the directory of a new one, locked.
@@ -198,7 +249,7 @@ func create(name string, r record) (*Lab, error) {
 	if err := unix.Mount("cairn-lab", dir, "tmpfs", 0, "mode=755,size=75%"); err != nil {
 		return nil, fmt.Errorf("mount tmpfs on %s: %w", dir, err)
 	}
-	l := &Lab{Name: name, dir: dir, base: r.Base}
+	l := &Lab{Name: name, dir: dir, base: r.Base, kernel: r.Kernel, image: r.Image}
 	if l.lock, err = lockFile(filepath.Join(dir, "lock"), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, err
 	}
@@ -261,7 +312,7 @@ func Open(name string) (*Lab, error) {
 	if err := json.Unmarshal(b, &r); err != nil {
 		return nil, fmt.Errorf("open lab %s: %w", name, err)
 	}
-	l := &Lab{Name: name, dir: dir, base: r.Base}
+	l := &Lab{Name: name, dir: dir, base: r.Base, kernel: r.Kernel, image: r.Image}
 	l.addHosts(r.Hosts)
 	return l, nil
 }

@@ -1,6 +1,8 @@
 // Command labctl runs a lab of real Debian hosts for people and for the demo; see package lab.
 //
-//	labctl [-name NAME] [-suite SUITE] up N     start N hosts h1…hN and wait until they answer
+//	labctl [-name NAME] [-suite SUITE] [-kernel] up N
+//	                                            start N hosts h1…hN and wait until they answer;
+//	                                            with -kernel each has a kernel of its own
 //	labctl run HOST COMMAND…                    run a command on a host
 //	labctl put HOST FILE PATH                   copy a file to a host
 //	labctl cut HOST | heal HOST                 take the host off the network, and back
@@ -9,6 +11,7 @@
 //	labctl info                                 hosts, addresses, host keys, identity as JSON
 //	labctl down                                 remove everything
 //	labctl base                                 only make the base system
+//	labctl kernel                               only make the kernel of hosts that have one of their own
 package main
 
 import (
@@ -72,6 +75,7 @@ var verbs = []struct {
 func control(ctx context.Context) error {
 	name := flag.String("name", "demo", "name of the lab")
 	suite := flag.String("suite", "", "Debian release of the hosts (default trixie)")
+	kernel := flag.Bool("kernel", false, "hosts have a kernel of their own")
 	flag.Parse()
 	verb, args := flag.Arg(0), []string(nil)
 	if flag.NArg() > 1 {
@@ -79,10 +83,14 @@ func control(ctx context.Context) error {
 	}
 	switch {
 	case verb == "up" && len(args) == 1:
-		return up(ctx, *name, *suite, args[0])
+		return up(ctx, args[0], &lab.Options{Name: *name, Suite: *suite, Kernel: *kernel, Detached: true, Log: os.Stderr})
 	case verb == "base":
 		dir, err := lab.Base(ctx, *suite, os.Stderr)
 		fmt.Println(dir)
+		return err
+	case verb == "kernel":
+		file, err := lab.Kernel(ctx, true, os.Stderr)
+		fmt.Println(file)
 		return err
 	}
 	for _, v := range verbs {
@@ -95,15 +103,15 @@ func control(ctx context.Context) error {
 		}
 		return v.do(ctx, l, args)
 	}
-	return errors.New("usage: labctl [-name NAME] [-suite SUITE] up N | run HOST COMMAND… | put HOST FILE PATH | cut|heal|kill|boot HOST | exec COMMAND… | info | down | base")
+	return errors.New("usage: labctl [-name NAME] [-suite SUITE] [-kernel] up N | run HOST COMMAND… | put HOST FILE PATH | cut|heal|kill|boot HOST | exec COMMAND… | info | down | base | kernel")
 }
 
-func up(ctx context.Context, name, suite, count string) error {
+func up(ctx context.Context, count string, opts *lab.Options) error {
 	n, err := strconv.Atoi(count)
 	if err != nil {
 		return fmt.Errorf("number of hosts: %w", err)
 	}
-	l, err := lab.Start(ctx, n, &lab.Options{Name: name, Suite: suite, Detached: true, Log: os.Stderr})
+	l, err := lab.Start(ctx, n, opts)
 	if err != nil {
 		return err
 	}
