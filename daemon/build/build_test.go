@@ -174,7 +174,11 @@ func TestKilledBuildCanBeRepeated(t *testing.T) {
 func TestFailures(t *testing.T) {
 	r := newRig(t, nil)
 	bad := r.add(drv{name: "bad", script: "echo one; echo two >&2; exit 3"})
-	r.build = r.build.With(build.Settings{Timeout: 2 * time.Second, MaxSilent: time.Second, MaxLog: 1 << 20})
+	limits := map[string]build.Settings{
+		"timeout":   {Timeout: 2 * time.Second},
+		"silence":   {MaxSilent: time.Second},
+		"log limit": {MaxLog: 1 << 20},
+	}
 	for _, c := range []struct {
 		name   string
 		drv    drv
@@ -204,7 +208,7 @@ func TestFailures(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			c.drv.name = strings.ReplaceAll(c.name, " ", "-")
 			d := r.add(c.drv)
-			list, err := r.build.Build(t.Context(), all(d), build.Normal, nil)
+			list, err := r.build.With(limits[c.name]).Build(t.Context(), all(d), build.Normal, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
