@@ -146,7 +146,7 @@ func deployTo(ctx context.Context, env *Env, s *session, cfg *config.Config, o *
 	p := newDeployProgress(env, o, machines)
 	results := deploy.Run(ctx, list, local, o.engine(), p.event)
 	p.close()
-	return deployReport(env, o, results)
+	return deployReport(env, o, results, (*deploy.Result).OK, env.deployLine)
 }
 
 func machineNames(machines []config.Machine) []string {
@@ -225,11 +225,11 @@ func isFileStep(e deploy.Event) bool {
 	return e.Step == "switch" && (strings.HasPrefix(e.Text, "write ") || strings.HasPrefix(e.Text, "remove "))
 }
 
-// deployReport prints the summary; the error says that not all is well.
-func deployReport(env *Env, o *deployOptions, results []deploy.Result) error {
+// deployReport prints what became of each machine; the error says that not all is well.
+func deployReport[R any](env *Env, o *deployOptions, results []R, ok func(*R) bool, line func(*R)) error {
 	bad := 0
 	for i := range results {
-		if !results[i].OK() {
+		if !ok(&results[i]) {
 			bad++
 		}
 	}
@@ -239,7 +239,7 @@ func deployReport(env *Env, o *deployOptions, results []deploy.Result) error {
 		}
 	} else {
 		for i := range results {
-			env.deployLine(&results[i])
+			line(&results[i])
 		}
 	}
 	if bad > 0 {
@@ -272,25 +272,7 @@ func (e *machinesError) Error() string {
 
 func deployExec(ctx context.Context, env *Env, o *deployOptions, machines []config.Machine, command []string) error {
 	results := deploy.Exec(ctx, deployMachines(machines), command, o.engine(), nil)
-	bad := 0
-	for i := range results {
-		if !results[i].OK() {
-			bad++
-		}
-	}
-	if o.json {
-		if err := env.printJSON(results); err != nil {
-			return err
-		}
-	} else {
-		for i := range results {
-			env.execResult(&results[i])
-		}
-	}
-	if bad > 0 {
-		return &machinesError{bad, len(results)}
-	}
-	return nil
+	return deployReport(env, o, results, (*deploy.ExecResult).OK, env.execResult)
 }
 
 func (e *Env) execResult(r *deploy.ExecResult) {
