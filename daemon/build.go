@@ -37,7 +37,7 @@ func (x *session) modeOf(n uint64) (build.Mode, error) {
 }
 
 // builder returns the builder with the session's settings.
-func (x *session) builder() *build.Builder { return x.server.build.With(x.set.build) }
+func (x *session) builder() *build.Builder { return x.server.build.With(x.set.Settings) }
 
 // buildAll builds targets and keeps what becomes of them for the session.
 func (x *session) buildAll(ctx context.Context, q buildRequest) ([]*protocol.BuildResult, error) {

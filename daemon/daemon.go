@@ -21,7 +21,7 @@
 // # Rights
 //
 // The peer of a unix socket is known by its credentials, once, when it connects. Root, the
-// daemon's own user and Options.TrustedUsers are trusted; the others have the rights that the
+// daemon's own user and the setting trusted-users are trusted; the others have the rights that the
 // table says. Whoever is not trusted can make a path valid only if the path is
 // content-addressed, or was built here, or carries a signature by a key that the ACL lets
 // import. A .drv becomes valid, whoever adds it, only when the outputs that it claims are its own.
@@ -59,6 +59,7 @@ import (
 	"time"
 
 	"cairn/daemon/build"
+	"cairn/daemon/settings"
 	"cairn/store/disk"
 )
 
@@ -82,10 +83,9 @@ type Options struct {
 	ACL string
 	// SigningKey is the file with the secret key of exports; the default is "signing-key.sec" there.
 	SigningKey string
-	// TrustedUsers are names, uids or @groups that may do everything, beside root and the daemon's own user.
-	TrustedUsers []string
-	// AllowedUsers are names, uids or @groups that may connect; the default is everyone.
-	AllowedUsers []string
+	// Settings are what sessions start with, and who is trusted and may connect; the default is settings.Defaults.
+	// Root and the daemon's own user are always trusted.
+	Settings *settings.Settings
 	// MaxConnections limits sessions; a user who is not trusted may have half of them.
 	MaxConnections int
 	// MaxStall is how long a client may pause in the middle of a request; the default is DefaultMaxStall.
@@ -96,14 +96,15 @@ type Options struct {
 
 // Server serves a store.
 type Server struct {
-	store  *disk.Store
-	build  *build.Builder
-	hashes *hashes
-	opts   Options
-	log    *slog.Logger
-	began  time.Time
-	ids    atomic.Uint64 // of activities
-	memory atomic.Int64  // MiB that large requests have reserved
+	store    *disk.Store
+	build    *build.Builder
+	hashes   *hashes
+	opts     Options
+	settings *settings.Settings // never changed
+	log      *slog.Logger
+	began    time.Time
+	ids      atomic.Uint64 // of activities
+	memory   atomic.Int64  // MiB that large requests have reserved
 
 	ctx    context.Context // of all work; ends with ErrShutdown
 	cancel context.CancelCauseFunc
@@ -135,6 +136,9 @@ func (s *Server) setDefaults() {
 	s.opts.Version = cmpText(s.opts.Version, "cairn")
 	s.opts.ACL = cmpText(s.opts.ACL, filepath.Join(conf, "acl"))
 	s.opts.SigningKey = cmpText(s.opts.SigningKey, filepath.Join(conf, "signing-key.sec"))
+	if s.settings = s.opts.Settings; s.settings == nil {
+		s.settings = settings.Defaults()
+	}
 	if s.opts.MaxConnections <= 0 {
 		s.opts.MaxConnections = DefaultMaxConnections
 	}

@@ -12,7 +12,7 @@ type right uint8
 
 const (
 	anyone  right = iota // who may connect
-	trusted              // root, the daemon's user, Options.TrustedUsers
+	trusted              // root, the daemon's user, the setting trusted-users
 )
 
 // reply writes an operation's reply. An error ends the session.

@@ -28,8 +28,8 @@ func (s *Server) peerOf(c net.Conn) (Peer, error) {
 		return Peer{}, fmt.Errorf("ask for peer credentials: %w", err)
 	}
 	p := Peer{UID: int(cred.Uid), GID: int(cred.Gid), PID: int(cred.Pid)}
-	p.Trusted = p.UID == 0 || p.UID == os.Geteuid() || p.in(s.opts.TrustedUsers)
-	if !p.Trusted && len(s.opts.AllowedUsers) > 0 && !p.in(s.opts.AllowedUsers) {
+	p.Trusted = p.UID == 0 || p.UID == os.Geteuid() || p.in(s.settings.TrustedUsers)
+	if !p.Trusted && !p.in(s.settings.AllowedUsers) {
 		return Peer{}, fmt.Errorf("user %d is not among the allowed users", p.UID)
 	}
 	return p, nil

@@ -36,7 +36,7 @@ type session struct {
 	tunnel *tunnel
 	lease  *disk.Lease // of what was added and what AddTempRoot named
 	held   int
-	set    settings
+	set    choices
 	memory memory
 	within atomic.Bool       // a request
 	upload *wire.FrameReader // of the request under way
@@ -50,7 +50,7 @@ type session struct {
 
 // session runs a session to its end. A client that leaves between requests is no error.
 func (s *Server) session(ctx context.Context, rw io.ReadWriteCloser, peer Peer) error {
-	x := &session{server: s, ctx: ctx, peer: peer, conn: rw, memory: memory{all: &s.memory}}
+	x := &session{server: s, ctx: ctx, peer: peer, conn: rw, set: choices{Settings: s.settings}, memory: memory{all: &s.memory}}
 	refused := s.enter(x)
 	defer x.end()
 	format, err := x.handshake(refused)

@@ -28,6 +28,7 @@ var order = []string{
 	"archive",
 	"archive/cache",
 	"daemon/protocol",
+	"daemon/settings",
 	"services",
 	"store/meta",
 	"store/profile",

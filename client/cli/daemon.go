@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 
 	"cairn/daemon"
 	"cairn/daemon/build"
+	"cairn/daemon/settings"
 	"cairn/store/disk"
 )
 
@@ -34,13 +37,16 @@ func newDaemonCmd(env *Env) *cobra.Command {
 the socket through NIX_DAEMON_SOCKET_PATH or NIX_REMOTE. Who asks is known from the
 socket: root and the user that the daemon runs as are trusted.
 
+Settings are Nix's: nix.conf in the configuration directory (NIX_CONF_DIR), the user's
+files, NIX_CONFIG, and the options of this command, which come last.
+
 With SIGTERM it takes no new connections, lets requests finish for up to two
 minutes, and exits. Under systemd it says when it is ready.
 
 With --stdio it serves one client on standard input and output: through the running
 daemon if there is one, else by itself.`,
 		Example: `  cairn daemon
-  cairn daemon --root ~/try --max-jobs 4
+  cairn daemon --root ~/try --max-jobs 4 --option substituters=https://cache.example.org
   NIX_REMOTE=unix:///cairn/var/daemon-socket/socket nix-store --store-dir /cairn/store -qR …`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runDaemon(cmd.Context(), env, o) },
@@ -48,11 +54,16 @@ daemon if there is one, else by itself.`,
 	f := cmd.Flags()
 	f.BoolVar(&o.stdio, "stdio", false, "serve one client on standard input and output")
 	f.StringVar(&o.socket, "socket", "", "listen at `FILE` instead of the store's own place")
-	f.IntVar(&o.maxJobs, "max-jobs", 0, "`N` builds at a time; 0: one per processor")
-	f.IntVar(&o.cores, "cores", 0, "`N` processors for one build; 0: all")
-	f.DurationVar(&o.timeout, "timeout", 0, "longest build, for example 2h; 0: no limit")
-	f.DurationVar(&o.maxSilent, "max-silent", 0, "longest silence of a builder; 0: no limit")
-	f.BoolVar(&o.keepFailed, "keep-failed", false, "keep the directories of failed builds")
+	f.StringArrayVar(&o.options, "option", nil, "a setting of nix.conf, `NAME=VALUE`; may be given more than once")
+	for _, flag := range []struct{ name, setting, usage string }{
+		{"max-jobs", "max-jobs", "`N` builds at a time; auto: one per processor"},
+		{"cores", "cores", "`N` processors for one build; 0: all"},
+		{"timeout", "timeout", "longest build, in `SECONDS`; 0: no limit"},
+		{"max-silent", "max-silent-time", "longest silence of a builder, in `SECONDS`; 0: no limit"},
+	} {
+		f.Func(flag.name, flag.usage, func(v string) error { return o.setOption(flag.setting + "=" + v) })
+	}
+	f.BoolFunc("keep-failed", "keep the directories of failed builds", func(string) error { return o.setOption("keep-failed=true") })
 	cmd.MarkFlagsMutuallyExclusive("stdio", "socket")
 	return cmd
 }
@@ -72,7 +83,7 @@ func runDaemon(ctx context.Context, env *Env, o *daemonOptions) error {
 		return daemonStdio(ctx, env, layout, o)
 	}
 	o.log = env.Stderr
-	eng, err := openEngine(ctx, layout, &o.engineOptions)
+	eng, err := openEngine(ctx, layout, env.Getenv, &o.engineOptions)
 	if err != nil {
 		return err
 	}
@@ -113,7 +124,7 @@ func daemonStdio(ctx context.Context, env *Env, layout disk.Layout, o *daemonOpt
 	if !nobodyListens(err) {
 		return fmt.Errorf("connect to the daemon: %w", err)
 	}
-	eng, err := openEngine(ctx, layout, &o.engineOptions)
+	eng, err := openEngine(ctx, layout, env.Getenv, &o.engineOptions)
 	if err != nil {
 		return err
 	}
@@ -155,10 +166,33 @@ func join(local io.ReadWriter, conn *net.UnixConn) error {
 
 // engineOptions are a daemon's choices; the zero value works.
 type engineOptions struct {
-	maxJobs, cores     int
-	timeout, maxSilent time.Duration
-	keepFailed         bool
-	log                io.Writer // nil: discard
+	options []string  // settings, NAME=VALUE, later than all files
+	log     io.Writer // nil: discard
+}
+
+// setOption remembers a setting of the command line.
+func (o *engineOptions) setOption(text string) error {
+	o.options = append(o.options, text)
+	return nil
+}
+
+// settings reads what the daemon of a layout is told.
+func (o *engineOptions) settings(layout disk.Layout, getenv func(string) string, logger *slog.Logger) (*settings.Settings, error) {
+	warn := func(text string) { logger.Warn(text) }
+	s, err := settings.Load(layout.ConfDir, getenv, os.ReadFile, warn)
+	if err != nil {
+		return nil, err
+	}
+	for _, option := range o.options {
+		name, value, ok := strings.Cut(option, "=")
+		if !ok {
+			return nil, fmt.Errorf("option %q is not NAME=VALUE", option)
+		}
+		if err := s.Set(strings.TrimSpace(name), strings.TrimSpace(value)); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
 }
 
 // engine is a store with the builder and the server on it.
@@ -169,19 +203,21 @@ type engine struct {
 	closing sync.Once
 }
 
-func openEngine(ctx context.Context, layout disk.Layout, o *engineOptions) (*engine, error) {
+func openEngine(ctx context.Context, layout disk.Layout, getenv func(string) string, o *engineOptions) (*engine, error) {
 	logger := slog.New(slog.DiscardHandler)
 	if o.log != nil {
 		logger = slog.New(slog.NewTextHandler(o.log, nil))
+	}
+	set, err := o.settings(layout, getenv, logger)
+	if err != nil {
+		return nil, err
 	}
 	s, err := disk.Open(ctx, layout, &disk.Options{Logger: logger})
 	if err != nil {
 		return nil, err
 	}
-	b := build.New(s, &build.Options{MaxJobs: o.maxJobs, Logger: logger, Settings: build.Settings{
-		Cores: o.cores, Timeout: o.timeout, MaxSilent: o.maxSilent, KeepFailed: o.keepFailed,
-	}})
-	srv := daemon.New(s, b, &daemon.Options{Version: Version, ACL: aclFile(layout), Logger: logger})
+	b := build.New(s, &build.Options{Logger: logger, Settings: set})
+	srv := daemon.New(s, b, &daemon.Options{Version: cmp.Or(set.VersionText, Version), ACL: aclFile(layout), Settings: set, Logger: logger})
 	return &engine{store: s, builder: b, server: srv}, nil
 }
 

@@ -101,6 +101,9 @@
 // the socket through NIX_DAEMON_SOCKET_PATH or NIX_REMOTE. Who asks is known from the
 // socket: root and the user that the daemon runs as are trusted.
 //
+// Settings are Nix's: nix.conf in the configuration directory (NIX_CONF_DIR), the user's
+// files, NIX_CONFIG, and the options of this command, which come last.
+//
 // With SIGTERM it takes no new connections, lets requests finish for up to two
 // minutes, and exits. Under systemd it says when it is ready.
 //
@@ -110,16 +113,17 @@
 //	cairn daemon [--stdio | --socket FILE] [flags]
 //	  --cores N                    N processors for one build; 0: all
 //	  --keep-failed                keep the directories of failed builds
-//	  --max-jobs N                 N builds at a time; 0: one per processor
-//	  --max-silent duration        longest silence of a builder; 0: no limit
+//	  --max-jobs N                 N builds at a time; auto: one per processor
+//	  --max-silent SECONDS         longest silence of a builder, in SECONDS; 0: no limit
+//	  --option NAME=VALUE          a setting of nix.conf, NAME=VALUE; may be given more than once
 //	  --socket FILE                listen at FILE instead of the store's own place
 //	  --stdio                      serve one client on standard input and output
-//	  --timeout duration           longest build, for example 2h; 0: no limit
+//	  --timeout SECONDS            longest build, in SECONDS; 0: no limit
 //
 // For example:
 //
 //	cairn daemon
-//	cairn daemon --root ~/try --max-jobs 4
+//	cairn daemon --root ~/try --max-jobs 4 --option substituters=https://cache.example.org
 //	NIX_REMOTE=unix:///cairn/var/daemon-socket/socket nix-store --store-dir /cairn/store -qR …
 //
 // # cairn deploy

@@ -78,7 +78,7 @@ func (e *Env) connectInside(ctx context.Context, layout disk.Layout) (*session, 
 	if _, err := os.Stat(layout.StateDir); errors.Is(err, fs.ErrNotExist) {
 		return nil, hinted(fmt.Errorf("open store: %w", err), "'cairn init --root %s' makes it", e.Root)
 	}
-	eng, err := openEngine(ctx, layout, &engineOptions{})
+	eng, err := openEngine(ctx, layout, e.Getenv, &engineOptions{})
 	if err != nil {
 		return nil, err
 	}

@@ -52,9 +52,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"cairn/daemon/protocol"
+	"cairn/daemon/settings"
 	"cairn/derivation"
 	"cairn/store"
 	"cairn/store/disk"
@@ -72,24 +72,16 @@ const (
 
 // Options of a Builder; the zero value works.
 type Options struct {
-	MaxJobs int      // builds at the same time; default: processors
+	MaxJobs int      // builds at the same time; default: what the settings say
 	Systems []string // what can be built; default: this machine's, and its 32-bit variant
 	// SandboxPaths are files and directories of the host that every builder sees: target inside → source outside.
 	// An executable brings the shared libraries that it needs. They are inputs that no hash covers, so keep
 	// them few. Nil: /bin/sh alone, see DefaultSandboxPaths. Empty: none.
 	SandboxPaths map[string]string
 	Logger       *slog.Logger // default: discard
-	Settings     Settings
-}
-
-// Settings are what a client may choose for its own builds. Where builds are shared, the first request's count.
-type Settings struct {
-	Cores      int           // NIX_BUILD_CORES; 0: all, as the builder sees them
-	KeepGoing  bool          // build what can be built after a failure
-	KeepFailed bool          // leave the build directory of a failed build
-	Timeout    time.Duration // 0: none
-	MaxSilent  time.Duration // longest time without output; 0: none
-	MaxLog     int64         // bytes of log; 0: none
+	// Settings hold unless a view has others (With); default: settings.Defaults. Where builds are shared, those of the first
+	// request count.
+	Settings *settings.Settings
 }
 
 // Builder builds derivations of a store. It is safe for concurrent use.
@@ -97,7 +89,7 @@ type Builder struct {
 	*core
 	store    *disk.Store
 	opts     Options
-	settings Settings
+	settings *settings.Settings // never changed
 	life     context.Context
 	die      context.CancelCauseFunc
 	shell    *hostPaths
@@ -109,8 +101,11 @@ func New(s *disk.Store, opts *Options) *Builder {
 	if opts != nil {
 		b.opts = *opts
 	}
+	if b.settings = b.opts.Settings; b.settings == nil {
+		b.settings = settings.Defaults()
+	}
 	if b.opts.MaxJobs <= 0 {
-		b.opts.MaxJobs = runtime.NumCPU()
+		b.opts.MaxJobs = max(1, b.settings.MaxJobs)
 	}
 	if b.opts.Systems == nil {
 		b.opts.Systems = nativeSystems()
@@ -121,22 +116,21 @@ func New(s *disk.Store, opts *Options) *Builder {
 	if b.opts.SandboxPaths == nil {
 		b.opts.SandboxPaths = DefaultSandboxPaths()
 	}
-	b.settings = b.opts.Settings
 	b.shell = &hostPaths{want: b.opts.SandboxPaths}
 	b.core = &core{jobs: map[jobKey]*job{}, slots: map[uint32]bool{}, places: make(chan struct{}, b.opts.MaxJobs)}
 	b.life, b.die = context.WithCancelCause(context.Background())
 	return b
 }
 
-// With returns a view of the same builder, sharing its jobs, with other settings.
-func (b *Builder) With(s Settings) *Builder {
+// With returns a view of the same builder, sharing its jobs, with other settings, which must not change any more.
+func (b *Builder) With(s *settings.Settings) *Builder {
 	v := *b
 	v.settings = s
 	return &v
 }
 
-// Settings returns the view's settings.
-func (b *Builder) Settings() Settings { return b.settings }
+// Settings returns the view's settings, which must not be changed.
+func (b *Builder) Settings() *settings.Settings { return b.settings }
 
 // Close cancels all builds and waits until nothing of them runs any more.
 func (b *Builder) Close() error {

@@ -2,6 +2,7 @@ package build_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 
 	"cairn/daemon/build"
 	"cairn/daemon/protocol"
+	"cairn/daemon/settings"
 	"cairn/derivation"
 	"cairn/store"
 	"cairn/store/disk"
@@ -174,7 +176,7 @@ func TestKilledBuildCanBeRepeated(t *testing.T) {
 func TestFailures(t *testing.T) {
 	r := newRig(t, nil)
 	bad := r.add(drv{name: "bad", script: "echo one; echo two >&2; exit 3"})
-	limits := map[string]build.Settings{
+	limits := map[string]*settings.Settings{
 		"timeout":   {Timeout: 2 * time.Second},
 		"silence":   {MaxSilent: time.Second},
 		"log limit": {MaxLog: 1 << 20},
@@ -208,7 +210,7 @@ func TestFailures(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			c.drv.name = strings.ReplaceAll(c.name, " ", "-")
 			d := r.add(c.drv)
-			list, err := r.build.With(limits[c.name]).Build(t.Context(), all(d), build.Normal, nil)
+			list, err := r.build.With(cmp.Or(limits[c.name], settings.Defaults())).Build(t.Context(), all(d), build.Normal, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -251,7 +253,7 @@ func TestKeepGoing(t *testing.T) {
 	good := r.add(drv{name: "good", script: "sleep 0.2; touch $out"})
 	top := r.add(drv{name: "top", script: "cat @bad@ @good@", inputs: map[string]store.Path{"bad": bad, "good": good}})
 	other := r.add(drv{name: "other", script: "touch $out"})
-	list, err := r.build.With(build.Settings{KeepGoing: true}).Build(t.Context(), all(top, other), build.Normal, nil)
+	list, err := r.build.With(&settings.Settings{KeepGoing: true}).Build(t.Context(), all(top, other), build.Normal, nil)
 	if err != nil || list[0].Status != protocol.DependencyFailed || list[1].Status != protocol.Built {
 		t.Fatalf("%v %+v %+v", err, list[0], list[1])
 	}
@@ -267,7 +269,7 @@ func TestCheckMode(t *testing.T) {
 	for _, d := range []store.Path{pure, random} {
 		r.realise(d)
 	}
-	list, err := r.build.With(build.Settings{KeepGoing: true}).Build(t.Context(), all(pure, random), build.Check, nil)
+	list, err := r.build.With(&settings.Settings{KeepGoing: true}).Build(t.Context(), all(pure, random), build.Check, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -605,7 +607,7 @@ func TestKeepFailed(t *testing.T) {
 	r := newRig(t, nil)
 	d := r.add(drv{name: "fails", script: "echo precious > file; exit 1"})
 	var rec recorder
-	list, err := r.build.With(build.Settings{KeepFailed: true}).Build(t.Context(), all(d), build.Normal, &rec)
+	list, err := r.build.With(&settings.Settings{KeepFailed: true}).Build(t.Context(), all(d), build.Normal, &rec)
 	if err != nil || list[0].Status != protocol.PermanentFailure {
 		t.Fatalf("%v %v", err, list)
 	}
