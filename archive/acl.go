@@ -12,33 +12,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Verb is something that a key may do.
-type Verb string
-
-// The verbs.
-const (
-	Import Verb = "import" // sign what is imported
-)
-
-var verbs = []Verb{Import}
-
 // maxACL is the size limit of an ACL file.
 const maxACL = 1 << 20
 
-// ACL says which keys may do what. The zero value and a nil pointer allow nothing.
+// ACL says who may do what. The zero value and a nil pointer allow nothing.
 //
-// As text it is a line per rule, "<public key> <verb>[,<verb>…]". Empty lines and lines that start with "#" are
+// As text it is a line per rule, "<subject> <verb>[,<verb>…]". Empty lines and lines that start with "#" are
 // comments, which stay where they are when a rule is added. What follows "#" behind a rule is one, too.
-// A key may have several rules; it may do what any of them says.
+// A subject may have several rules; it may do what any of them says. A key can only import.
 type ACL struct {
 	lines []aclLine
 }
 
-// aclLine is a line of the file. A comment has no key.
+// Rule is what a subject may do.
+type Rule struct {
+	Subject Subject `json:"subject"`
+	Verbs   Verbs   `json:"verbs"`
+}
+
+// aclLine is a line of the file. A comment has no subject.
 type aclLine struct {
-	text  string
-	key   PublicKey
-	verbs []Verb
+	text string
+	Rule
 }
 
 // ParseACL parses an access list. Errors name the line.
@@ -69,28 +64,30 @@ func parseACLLine(s string) (aclLine, error) {
 		return line, nil
 	}
 	if len(words) != 2 {
-		return line, fmt.Errorf("%d words, want a public key and its verbs", len(words))
+		return line, fmt.Errorf("%d words, want a subject and its verbs, which commas separate", len(words))
 	}
 	var err error
-	if line.key, err = ParsePublicKey(words[0]); err != nil {
+	if line.Subject, err = ParseSubject(words[0]); err != nil {
 		return line, err
 	}
-	for v := range strings.SplitSeq(words[1], ",") {
-		if !slices.Contains(verbs, Verb(v)) {
-			return line, fmt.Errorf("unknown verb %q; known is %s", clip(v), joinVerbs(verbs))
-		}
-		line.verbs = append(line.verbs, Verb(v))
+	if line.Verbs, err = ParseVerbs(words[1]); err != nil {
+		return line, err
 	}
-	return line, nil
+	return line, line.check()
 }
 
-func joinVerbs(vs []Verb) string {
-	texts := make([]string, len(vs))
-	for i, v := range vs {
-		texts[i] = string(v)
+// check refuses rules that cannot mean anything.
+func (r Rule) check() error {
+	if r.Subject.IsZero() {
+		return errors.New("rule without a subject")
 	}
-	return strings.Join(texts, ",")
+	if key, ok := r.Subject.Key(); ok && r.Verbs != Import {
+		return fmt.Errorf("key %s: a key can only import; %s is for users", key.Name(), r.Verbs)
+	}
+	return nil
 }
+
+func (r Rule) String() string { return r.Subject.String() + " " + r.Verbs.String() }
 
 // Bytes returns the text.
 func (a *ACL) Bytes() []byte {
@@ -102,43 +99,133 @@ func (a *ACL) Bytes() []byte {
 	return []byte(b.String())
 }
 
+// Rules returns the rules, in their order.
+func (a *ACL) Rules() []Rule {
+	if a == nil {
+		return nil
+	}
+	var rules []Rule
+	for _, line := range a.lines {
+		if !line.Subject.IsZero() {
+			rules = append(rules, line.Rule)
+		}
+	}
+	return rules
+}
+
+// With returns a list that also says what the rules say.
+func (a *ACL) With(rules ...Rule) *ACL {
+	both := &ACL{}
+	if a != nil {
+		both.lines = slices.Clone(a.lines)
+	}
+	for _, r := range rules {
+		both.lines = append(both.lines, aclLine{text: r.String(), Rule: r})
+	}
+	return both
+}
+
+// Names reports whether a rule is about the subject.
+func (a *ACL) Names(s Subject) bool {
+	return slices.ContainsFunc(a.Rules(), func(r Rule) bool { return r.Subject == s })
+}
+
+// Rights returns what a person may do. Whoever may do anything may connect.
+func (a *ACL) Rights(p Person) Verbs {
+	var all Verbs
+	for _, r := range a.Rules() {
+		if p.Is(r.Subject) {
+			all |= r.Verbs
+		}
+	}
+	if all != 0 {
+		all |= Connect
+	}
+	return all
+}
+
 // Allows reports whether key, name and bytes, may do what verb says.
-func (a *ACL) Allows(key PublicKey, verb Verb) bool {
+func (a *ACL) Allows(key PublicKey, verb Verbs) bool {
 	return !key.IsZero() && slices.Contains(a.Keys(verb), key)
 }
 
 // Keys returns the keys that may do what verb says.
-func (a *ACL) Keys(verb Verb) []PublicKey {
-	if a == nil {
-		return nil
-	}
+func (a *ACL) Keys(verb Verbs) []PublicKey {
 	var keys []PublicKey
-	for _, line := range a.lines {
-		if slices.Contains(line.verbs, verb) && !slices.Contains(keys, line.key) {
-			keys = append(keys, line.key)
+	for _, r := range a.Rules() {
+		if key, ok := r.Subject.Key(); ok && r.Verbs.Has(verb) && !slices.Contains(keys, key) {
+			keys = append(keys, key)
 		}
 	}
 	return keys
 }
 
 // Check returns nil, or an error that is ErrUnauthorized and names the key.
-func (a *ACL) Check(key PublicKey, verb Verb) error {
+func (a *ACL) Check(key PublicKey, verb Verbs) error {
 	if a.Allows(key, verb) {
 		return nil
 	}
-	return fmt.Errorf("key %s may not %s: %w; authorize it with: cairn archive --authorize", key, verb, ErrUnauthorized)
+	return fmt.Errorf("key %s may not %s: %w; authorize it with: cairn acl allow %[1]s %[2]s", key, verb, ErrUnauthorized)
 }
 
-// add appends a rule unless it is there.
-func (a *ACL) add(key PublicKey, verb Verb) bool {
-	if a.Allows(key, verb) {
+// verbsOf returns what the rules about a subject say.
+func (a *ACL) verbsOf(s Subject) Verbs {
+	var all Verbs
+	for _, r := range a.Rules() {
+		if r.Subject == s {
+			all |= r.Verbs
+		}
+	}
+	return all
+}
+
+// allow adds what is missing of a rule. The first rule about everybody takes the place of the daemon's
+// own, so that it begins with that.
+func (a *ACL) allow(r Rule) bool {
+	missing := r.Verbs &^ a.verbsOf(r.Subject)
+	switch {
+	case r.Subject == Everybody && !a.Names(Everybody):
+		missing = r.Verbs | Ordinary
+		if missing == Ordinary {
+			return false
+		}
+	case missing == 0 && a.Names(r.Subject):
 		return false
 	}
-	a.lines = append(a.lines, aclLine{text: key.String() + " " + string(verb), key: key, verbs: []Verb{verb}})
+	*a = *a.With(Rule{r.Subject, missing})
 	return true
 }
 
-// LoadACL reads an access list. A missing file allows nothing.
+// revoke takes verbs away from all rules about a subject. A rule without verbs goes, but not the last one about everybody,
+// without which the daemon's own would hold again.
+func (a *ACL) revoke(r Rule) bool {
+	if r.Subject == Everybody && !a.Names(Everybody) && Ordinary&r.Verbs != 0 {
+		*a = *a.With(Rule{Everybody, Ordinary})
+	}
+	changed := false
+	var kept []aclLine
+	for i, line := range a.lines {
+		if line.Subject != r.Subject || line.Verbs&r.Verbs == 0 {
+			kept = append(kept, line)
+			continue
+		}
+		changed = true
+		line.Verbs &^= r.Verbs
+		others := &ACL{lines: slices.Concat(kept, a.lines[i+1:])}
+		if line.Verbs == 0 && (r.Subject != Everybody || others.Names(Everybody)) {
+			continue
+		}
+		_, comment, ok := strings.Cut(line.text, "#")
+		if line.text = line.Rule.String(); ok {
+			line.text += " #" + comment
+		}
+		kept = append(kept, line)
+	}
+	a.lines = kept
+	return changed
+}
+
+// LoadACL reads an access list. A missing file allows nothing. Errors name file and line.
 func LoadACL(path string) (*ACL, error) {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -154,25 +241,48 @@ func LoadACL(path string) (*ACL, error) {
 	return a, nil
 }
 
-// Authorize lets key do what verb says, in the access list at path, which is made when it is missing.
+// Authorize lets key do what verb says, in the access list at path; see Allow.
+func Authorize(path string, key PublicKey, verb Verbs) (bool, error) {
+	return Allow(path, Rule{KeySubject(key), verb})
+}
+
+// Allow adds what a rule says to the access list at path, which is made when it is missing.
 // The file changes in one step and durably; comments stay. It reports whether anything changed.
-func Authorize(path string, key PublicKey, verb Verb) (bool, error) {
-	if !slices.Contains(verbs, verb) {
-		return false, fmt.Errorf("authorize key %s: unknown verb %q; known is %s", key.Name(), verb, joinVerbs(verbs))
+// A rule about everybody adds to Ordinary.
+func Allow(path string, r Rule) (bool, error) {
+	changed, err := changeACL(path, r, (*ACL).allow)
+	if err != nil {
+		return false, fmt.Errorf("allow %s: %w", r.Subject, err)
+	}
+	return changed, nil
+}
+
+// Revoke takes what a rule says away from its subject, as Allow adds it. Rights that come from elsewhere, as from a group, stay.
+func Revoke(path string, r Rule) (bool, error) {
+	changed, err := changeACL(path, r, (*ACL).revoke)
+	if err != nil {
+		return false, fmt.Errorf("revoke from %s: %w", r.Subject, err)
+	}
+	return changed, nil
+}
+
+func changeACL(path string, r Rule, change func(*ACL, Rule) bool) (bool, error) {
+	if err := r.check(); err != nil {
+		return false, err
 	}
 	unlock, err := lockParent(path)
 	if err != nil {
-		return false, fmt.Errorf("authorize key %s: %w", key.Name(), err)
+		return false, err
 	}
 	defer unlock()
 	a, err := LoadACL(path)
-	if err != nil || !a.add(key, verb) {
+	if err != nil || !change(a, r) {
 		return false, err
 	}
-	if err := replaceFile(path, a.Bytes(), 0o644); err != nil {
-		return false, fmt.Errorf("authorize key %s: %w", key.Name(), err)
+	if len(a.Bytes()) > maxACL {
+		return false, fmt.Errorf("access list would have %d bytes, the limit is %d", len(a.Bytes()), maxACL)
 	}
-	return true, nil
+	return true, replaceFile(path, a.Bytes(), 0o644)
 }
 
 // lockParent makes writers of files in the parent directory take turns.

@@ -10,7 +10,44 @@
 //
 // # ACL
 //
-// The access list is a text file that says which keys may do what (acl.go).
+// The access list is a text file that says who may do what: a line per rule, a subject and its verbs (acl.go).
+//
+//	# alice administers, the web team deploys, everybody else may only look
+//	user:alice           all
+//	@web                 default,inspect
+//	*                    connect
+//	builder-1:kPv…fU=    import
+//
+// A subject is a public key, or users: user:NAME, uid:N, group:NAME or @NAME, gid:N, and * for all (subject.go).
+// Rights add up: somebody may do what any rule about them says. Root and the daemon's own user may do everything
+// whatever the list says, so that a mistake in it locks nobody out for good.
+//
+//	verb      what it allows                                                              default  danger
+//	connect   use the daemon: ask, read contents and logs, keep paths while connected        ✓
+//	add       add objects that prove themselves: content-addressed, or signed by a key
+//	          that may import; bundles of such keys; attach signatures                       ✓     fills the disk
+//	build     build derivations, fetch from caches                                           ✓     fills the disk
+//	root      make indirect roots                                                            ✓
+//	gc        delete what nothing keeps alive                                                ✓
+//	verify    check and optimise the whole store                                             ✓     takes time
+//	export    get archives signed with this machine's key                                    ✓
+//	inspect   see what others do: sessions, roots that are processes or leases
+//	pin       have the daemon write a root's link, anywhere                                        like root
+//	import    of a key: its signatures prove what others add.
+//	          of users: add objects, realisations, results of builds and logs
+//	          without proof                                                                        like root
+//	repair    replace the contents of valid objects                                                like root
+//	override  change restricted settings for a session: sandbox paths, hooks, caches, keys         like root
+//
+// "default" stands for the ones so marked, "all" for all, "none" for none; whoever may do anything may connect. They are the
+// same as Nix's, whose settings are rules, too:
+//
+//	allowed-users = alice @web *    user:alice default, @web default, * default (unless the list has a rule about *)
+//	trusted-users = root @wheel     user:root all, @wheel all
+//	trusted-public-keys = KEY       KEY import
+//
+// A list that cannot be read allows nothing. There is no verb for switching systems and profiles, since no client can
+// ask the daemon for that: it takes root, who needs no rule.
 //
 // # Streams
 //

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -351,6 +352,7 @@ func FuzzACL(f *testing.F) {
 	public := key(f, 0).Public().String()
 	f.Add([]byte("# comment\n\n" + public + " import # why\n"))
 	f.Add([]byte(public + "\timport,import\r\n"))
+	f.Add([]byte("* default,inspect\n@wheel all\nuid:7 none # x\nuser:a add\ngid:0 gc\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		acl, err := archive.ParseACL(data)
 		if err != nil {
@@ -363,7 +365,16 @@ func FuzzACL(f *testing.F) {
 		}
 		again, err := archive.ParseACL(acl.Bytes())
 		if err != nil || len(again.Keys(archive.Import)) != len(acl.Keys(archive.Import)) {
-			t.Errorf("another list comes back, %v", err)
+			t.Fatalf("another list comes back, %v", err)
+		}
+		if !slices.Equal(again.Rules(), acl.Rules()) || !slices.Equal((*archive.ACL)(nil).With(acl.Rules()...).Rules(), acl.Rules()) {
+			t.Errorf("%v comes back as %v", acl.Rules(), again.Rules())
+		}
+		for _, r := range acl.Rules() {
+			one, err := archive.ParseACL([]byte(r.String()))
+			if err != nil || !slices.Equal(one.Rules(), []archive.Rule{r}) {
+				t.Errorf("%s comes back as %v, %v", r, one.Rules(), err)
+			}
 		}
 	})
 }
