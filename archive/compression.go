@@ -37,6 +37,17 @@ func ParseCompression(s string) (Compression, error) {
 	return "", fmt.Errorf("unknown compression %q; known are none, zstd, gzip, bzip2", clip(s))
 }
 
+// ParseContentEncoding parses HTTP's name of a compression.
+func ParseContentEncoding(s string) (Compression, error) {
+	if s == "x-gzip" {
+		return Gzip, nil
+	}
+	if s == "" {
+		return Uncompressed, nil
+	}
+	return ParseCompression(s)
+}
+
 // Suffix returns what file names of packed archives end in: ".zst".
 func (c Compression) Suffix() string {
 	switch c {

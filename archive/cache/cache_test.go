@@ -97,7 +97,12 @@ func TestInfo(t *testing.T) {
 	if err != nil || *i != (cache.Info{StoreDir: dir, WantMassQuery: true, Priority: 40}) || i.Text() != text {
 		t.Errorf("got %+v, %v", i, err)
 	}
-	for _, bad := range []string{"", "Priority: 40\n", "StoreDir: relative\n", "StoreDir: /nix/store\nPriority: first\n", "StoreDir: /nix/store"} {
+	for _, good := range []string{"", "Priority: 40\n", "StoreDir: /nix/store", "what\nPriority:40\n"} {
+		if _, err := cache.ParseInfo(good); err != nil {
+			t.Errorf("%q: %v", good, err)
+		}
+	}
+	for _, bad := range []string{"<html>\nstyle: x\n", "StoreDir: relative\n", "StoreDir: /nix/store\nPriority: first\n", "StoreDir: /nix/store\n" + strings.Repeat("x", 1<<20)} {
 		if _, err := cache.ParseInfo(bad); err == nil {
 			t.Errorf("%q is accepted", bad)
 		}
