@@ -133,7 +133,7 @@ func TestVerboseBuildIsLinesOfLog(t *testing.T) {
 	needSandbox(t)
 	r := start(t, nil)
 	c := r.dial()
-	if err := c.SetOptions(t.Context(), &protocol.Options{VerboseBuild: true}); err != nil {
+	if err := c.SetOptions(t.Context(), &protocol.Options{VerboseBuild: true, MaxJobs: 1}); err != nil {
 		t.Fatal(err)
 	}
 	var heard ear
@@ -153,7 +153,7 @@ func TestFailedBuildIsAResult(t *testing.T) {
 	if err != nil || len(results) != 1 || results[0].Status != protocol.PermanentFailure || !strings.Contains(results[0].Error, "7") {
 		t.Errorf("build: %+v, %v", results, err)
 	}
-	if err := c.SetOptions(t.Context(), &protocol.Options{Overrides: map[string]string{"timeout": "1"}}); err != nil {
+	if err := c.SetOptions(t.Context(), &protocol.Options{MaxJobs: 1, Overrides: map[string]string{"timeout": "1"}}); err != nil {
 		t.Fatal(err)
 	}
 	results, err = c.Build(t.Context(), all(script(t, c, "long", "while :; do :; done", false)), client.Normal, nil)

@@ -33,7 +33,10 @@ func (o *observer) Event(e build.Event) {
 	case build.Started:
 		m.Kind, m.Level, m.Activity, m.Parent = protocol.KindStart, protocol.LevelInfo, protocol.ActBuild, o.builds
 		m.Text = "building '" + e.Drv.String() + "'"
-		m.Fields = []protocol.Field{protocol.Text(e.Drv.String()), protocol.Text(""), protocol.Number(1), protocol.Number(1)}
+		if e.Machine != "" {
+			m.Text += " on '" + e.Machine + "'"
+		}
+		m.Fields = []protocol.Field{protocol.Text(e.Drv.String()), protocol.Text(e.Machine), protocol.Number(1), protocol.Number(1)}
 	case build.Stopped:
 		m.Kind = protocol.KindStop
 	case build.Line:

@@ -24,7 +24,10 @@ const maxSeconds = 1 << 32
 func (x *session) setOptions(_ context.Context, o *protocol.Options) (reply, error) {
 	s := x.server.settings.Clone()
 	s.KeepFailed, s.KeepGoing, s.Fallback = o.KeepFailed, o.KeepGoing, o.Fallback
-	s.MaxJobs, s.Cores = int(min(o.MaxJobs, 1<<16)), int(min(o.Cores, 1<<16))
+	s.Cores = int(min(o.Cores, 1<<16))
+	if o.MaxJobs != protocol.KeepMaxJobs {
+		s.MaxJobs = int(min(o.MaxJobs, 1<<16))
+	}
 	s.Substitute = o.UseSubstitutes
 	if o.MaxSilent > 0 {
 		s.MaxSilent = time.Duration(min(o.MaxSilent, maxSeconds)) * time.Second

@@ -17,7 +17,8 @@
 //     gets a job of its own. When its outputs are there already, nothing is built: that is the early cut-off. Realisations are
 //     recorded for both.
 //  3. Look again whether the outputs are there.
-//  4. Wait for one of MaxJobs places. Check platform and inputs; hold the closure of the inputs against collection.
+//  4. Wait for a place on the machine that suits best (machine.go): another one that has a place free, or one of MaxJobs places
+//     here. Check the inputs; hold their closure against collection. When another machine fails, not the build, go to the next.
 //  5. Run the builder (run.go) in a sandbox that sees that closure and a directory of its own in the place of the
 //     store directory, or, for "builtin:…", a function of this process (builtin.go).
 //     Outputs that are addressed by content are built under a scratch path.
@@ -39,7 +40,7 @@
 //
 // # Not here
 //
-// Substitution and other machines: planning has a place for both (plan.unknown). Impure and dynamic derivations are refused.
+// How other machines are reached: package remote. Substitution: planning has a place for it (plan.unknown). Impure and dynamic derivations are refused.
 package build
 
 import (
@@ -50,7 +51,6 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 
 	"cairn/daemon/protocol"
@@ -79,6 +79,7 @@ type Options struct {
 	// them few. Nil: /bin/sh alone, see DefaultSandboxPaths. Empty: none.
 	SandboxPaths map[string]string
 	Logger       *slog.Logger // default: discard
+	Machines     Machines     // that build for this one; default: none
 	// Settings hold unless a view has others (With); default: settings.Defaults. Where builds are shared, those of the first
 	// request count.
 	Settings *settings.Settings
@@ -555,16 +556,4 @@ func nativeSystems() []string {
 		return []string{"aarch64-linux"}
 	}
 	return []string{runtime.GOARCH + "-linux"}
-}
-
-func (b *Builder) checkSystem(path store.Path, d *derivation.Derivation) error {
-	if d.System == "builtin" {
-		return nil
-	}
-	for _, s := range b.opts.Systems {
-		if s == d.System {
-			return nil
-		}
-	}
-	return fmt.Errorf("a '%s' is required to build '%s', but I am a '%s'", d.System, path, strings.Join(b.opts.Systems, "', '"))
 }

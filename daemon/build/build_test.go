@@ -177,9 +177,9 @@ func TestFailures(t *testing.T) {
 	r := newRig(t, nil)
 	bad := r.add(drv{name: "bad", script: "echo one; echo two >&2; exit 3"})
 	limits := map[string]*settings.Settings{
-		"timeout":   {Timeout: 2 * time.Second},
-		"silence":   {MaxSilent: time.Second},
-		"log limit": {MaxLog: 1 << 20},
+		"timeout":   {MaxJobs: 4, Timeout: 2 * time.Second},
+		"silence":   {MaxJobs: 4, MaxSilent: time.Second},
+		"log limit": {MaxJobs: 4, MaxLog: 1 << 20},
 	}
 	for _, c := range []struct {
 		name   string
@@ -195,7 +195,7 @@ func TestFailures(t *testing.T) {
 		{"hash mismatch", drv{script: "echo other > $out", hash: "sha256-WJG1tSLV3whtD/CxEPvZ0hu0/HFjrzTQgoai6Eb2vgM=", method: store.Flat}, protocol.OutputRejected,
 			"hash mismatch in fixed-output derivation '@':\n  specified: sha256-WJG1tSLV3whtD/CxEPvZ0hu0/HFjrzTQgoai6Eb2vgM=\n     got:    sha256-fk+i64x6wIlznV3vxEifrWihANkggso1xrQKRSSCH4c="},
 		{"flat directory", drv{script: "mkdir $out", hash: "sha256-WJG1tSLV3whtD/CxEPvZ0hu0/HFjrzTQgoai6Eb2vgM=", method: store.Flat}, protocol.OutputRejected, "should be a non-executable regular file"},
-		{"platform", drv{script: "true", system: "sparc-linux"}, protocol.InputRejected, "a 'sparc-linux' is required to build '@', but I am a 'x86_64-linux'"},
+		{"platform", drv{script: "true", system: "sparc-linux"}, protocol.InputRejected, "a 'sparc-linux' with features {} is required to build '@', but I am a 'x86_64-linux' with features {"},
 		{"builder missing", drv{builder: "/bin/nothing"}, protocol.PermanentFailure, "builder for '@' cannot be executed: /bin/nothing: no such file"},
 		{"unknown built-in", drv{builder: "builtin:magic"}, protocol.InputRejected, "wants the builder 'builtin:magic'"},
 		{"timeout", drv{script: "while :; do echo .; sleep 0.1; done"}, protocol.TimedOut, "building of '@' timed out after 2 seconds"},
@@ -253,7 +253,7 @@ func TestKeepGoing(t *testing.T) {
 	good := r.add(drv{name: "good", script: "sleep 0.2; touch $out"})
 	top := r.add(drv{name: "top", script: "cat @bad@ @good@", inputs: map[string]store.Path{"bad": bad, "good": good}})
 	other := r.add(drv{name: "other", script: "touch $out"})
-	list, err := r.build.With(&settings.Settings{KeepGoing: true}).Build(t.Context(), all(top, other), build.Normal, nil)
+	list, err := r.build.With(&settings.Settings{MaxJobs: 4, KeepGoing: true}).Build(t.Context(), all(top, other), build.Normal, nil)
 	if err != nil || list[0].Status != protocol.DependencyFailed || list[1].Status != protocol.Built {
 		t.Fatalf("%v %+v %+v", err, list[0], list[1])
 	}
@@ -269,7 +269,7 @@ func TestCheckMode(t *testing.T) {
 	for _, d := range []store.Path{pure, random} {
 		r.realise(d)
 	}
-	list, err := r.build.With(&settings.Settings{KeepGoing: true}).Build(t.Context(), all(pure, random), build.Check, nil)
+	list, err := r.build.With(&settings.Settings{MaxJobs: 4, KeepGoing: true}).Build(t.Context(), all(pure, random), build.Check, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -607,7 +607,7 @@ func TestKeepFailed(t *testing.T) {
 	r := newRig(t, nil)
 	d := r.add(drv{name: "fails", script: "echo precious > file; exit 1"})
 	var rec recorder
-	list, err := r.build.With(&settings.Settings{KeepFailed: true}).Build(t.Context(), all(d), build.Normal, &rec)
+	list, err := r.build.With(&settings.Settings{MaxJobs: 4, KeepFailed: true}).Build(t.Context(), all(d), build.Normal, &rec)
 	if err != nil || list[0].Status != protocol.PermanentFailure {
 		t.Fatalf("%v %v", err, list)
 	}

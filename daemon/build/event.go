@@ -23,6 +23,7 @@ type Event struct {
 	Kind     EventKind
 	Activity uint64 // the build's number, unique in this process
 	Drv      store.Path
+	Machine  string // of Started; empty: this one
 	Text     string
 	Status   protocol.Status // of Stopped
 	Counts   Counts          // of Progress

@@ -260,18 +260,23 @@ func (w *watch) ended(j *job) {
 	})
 }
 
-// begin tells everybody that a job's builder starts.
-func (j *job) begin() uint64 {
+// begin tells everybody that a job's builder starts, perhaps after another machine has failed it.
+func (j *job) begin(machine string) {
 	c := j.b.core
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	before := j.begun
 	c.serial++
-	j.begun = &Event{Kind: Started, Activity: c.serial, Drv: j.key.drv}
+	j.begun = &Event{Kind: Started, Activity: c.serial, Drv: j.key.drv, Machine: machine}
 	for _, w := range *j.watches.Load() {
+		if before != nil {
+			w.tell(Event{Kind: Stopped, Activity: before.Activity, Drv: before.Drv, Status: protocol.TransientFailure})
+		}
 		w.tell(*j.begun)
-		w.progress(func(c *Counts) { c.Running++ })
+		if before == nil {
+			w.progress(func(c *Counts) { c.Running++ })
+		}
 	}
-	return c.serial
 }
 
 // tell sends an event of the running builder to everybody who watches.

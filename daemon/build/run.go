@@ -79,14 +79,7 @@ func (j *job) realise(r *protocol.BuildResult) (map[string]store.Path, error) {
 		r.Status = protocol.AlreadyValid
 		return paths, err
 	}
-	release, err := j.b.place(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	j.begin()
-	a := &attempt{job: j, drv: j.drv}
-	return a.run(ctx, r)
+	return j.perform(ctx, r)
 }
 
 // hold gives the job its lease.
@@ -278,6 +271,8 @@ type attempt struct {
 	*job
 	drv     *derivation.Derivation // the job's, with the outputs' paths for their placeholders
 	network bool
+	machine Machine      // nil: this one
+	direct  []store.Path // inputs
 	inputs  []store.Path // and their closure
 	outputs []*output
 	work    string // directory of ours below the store directory
@@ -289,9 +284,6 @@ type attempt struct {
 func (a *attempt) dir(name string) string { return filepath.Join(a.work, name) }
 
 func (a *attempt) run(ctx context.Context, r *protocol.BuildResult) (map[string]store.Path, error) {
-	if err := a.b.checkSystem(a.key.drv, a.drv); err != nil {
-		return nil, failure(protocol.InputRejected, "%v", err)
-	}
 	if err := a.b.store.Room(); err != nil {
 		return nil, failure(protocol.TransientFailure, "build '%s': %v", a.key.drv, err)
 	}
@@ -334,6 +326,7 @@ func (a *attempt) collectInputs() error {
 			return failure(protocol.InputRejected, "input '%s' of '%s' is not valid and cannot be built", p, a.key.drv)
 		}
 	}
+	a.direct = store.SortPaths(direct)
 	var err error
 	a.inputs, err = a.b.store.Closure(direct...)
 	return err
@@ -380,12 +373,14 @@ func (a *attempt) execute(ctx context.Context, r *protocol.BuildResult) error {
 		defer t.Stop()
 		log.touched = func() { t.Reset(set.MaxSilent) }
 	}
-	if name, ok := strings.CutPrefix(a.drv.Builder, "builtin:"); ok {
+	if a.machine != nil {
+		err = a.away(ctx, r)
+	} else if name, ok := strings.CutPrefix(a.drv.Builder, "builtin:"); ok {
 		err = a.builtin(ctx, name)
 	} else {
 		err = a.sandboxed(ctx, r)
 	}
-	if err != nil && set.KeepFailed {
+	if err != nil && set.KeepFailed && a.machine == nil {
 		a.keep()
 	}
 	return a.explain(ctx, err)

@@ -6,7 +6,7 @@ type Options struct {
 	KeepGoing      bool
 	Fallback       bool
 	Verbosity      Verbosity
-	MaxJobs        uint64
+	MaxJobs        uint64 // 0: nothing is built on the daemon's machine; KeepMaxJobs: what the daemon says
 	MaxSilent      uint64 // seconds; 0: no limit
 	UseBuildHook   bool
 	VerboseBuild   bool // build output as lines of log instead of results
@@ -14,6 +14,9 @@ type Options struct {
 	UseSubstitutes bool
 	Overrides      map[string]string // ≥1.12: settings by name
 }
+
+// KeepMaxJobs in the place of a number leaves the daemon's own. Nix's clients never send it.
+const KeepMaxJobs = ^uint64(0)
 
 // verboseBuild and quietBuild are verbosities: output is shown up to that level.
 const (
