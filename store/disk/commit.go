@@ -85,12 +85,7 @@ func (s *Store) commitGroup(group []*addition) {
 			a.err = s.rename(a)
 		}
 	}
-	s.each(group, func([]*addition) error {
-		if s.opts.NoSync {
-			return nil
-		}
-		return retry(s.dir.Sync)
-	})
+	s.each(group, func([]*addition) error { return s.syncDir() })
 	s.each(group, s.commitRows)
 	for _, a := range group {
 		if a.err != nil && s.allValid(a) { // the error was that of a later transaction
@@ -134,23 +129,40 @@ func (s *Store) each(group []*addition, step func([]*addition) error) {
 
 // flushGroup makes the bytes of all trees durable.
 func (s *Store) flushGroup(group []*addition) error {
+	var trees []string
+	for _, a := range group {
+		for _, p := range a.objects {
+			trees = append(trees, p.temp)
+		}
+	}
+	return s.flushTrees(trees)
+}
+
+// flushTrees makes the bytes of trees durable.
+func (s *Store) flushTrees(trees []string) error {
 	if s.opts.NoSync {
 		return nil
 	}
 	var few []string
-	for _, a := range group {
-		for _, p := range a.objects {
-			list, complete, err := entriesOf(p.temp, fewEntries-len(few))
-			if err != nil {
-				return err
-			}
-			if !complete {
-				return retry(func() error { return unix.Syncfs(int(s.dir.Fd())) })
-			}
-			few = append(few, list...)
+	for _, tree := range trees {
+		list, complete, err := entriesOf(tree, fewEntries-len(few))
+		if err != nil {
+			return err
 		}
+		if !complete {
+			return retry(func() error { return unix.Syncfs(int(s.dir.Fd())) })
+		}
+		few = append(few, list...)
 	}
 	return syncFiles(few)
+}
+
+// syncDir makes names in the store directory durable.
+func (s *Store) syncDir() error {
+	if s.opts.NoSync {
+		return nil
+	}
+	return retry(s.dir.Sync)
 }
 
 // rename gives trees their final names. What stands there without being valid is a stray.

@@ -3,6 +3,7 @@
 //
 //	REALDIR/<digest>-<name>   an object: read-only, mtime 1, owned by the daemon's user
 //	REALDIR/.tmp-*            objects in the making and directories of builds; removed at start-up
+//	REALDIR/.next-*           a tree that takes the place of a damaged one (replace.go); finished at start-up
 //	REALDIR/.trash/*          what is being deleted; removed at start-up
 //	STATEDIR/db/              the database, see package meta
 //	STATEDIR/cairn.lock       locked while the store is open; holds the process id
@@ -19,6 +20,9 @@
 // One goroutine (commit.go) takes all additions that wait through the steps from flush to graph together, so
 // that they share one flush and one transaction. Few files are flushed one by one, many with
 // syncfs.
+//
+// A replacement of damaged files (replace.go) changes nothing but them: the new tree is complete, checked and flushed,
+// changes names with the old one in one step, and the old one goes to the trash.
 //
 // # Invariants
 //
@@ -95,6 +99,8 @@ type Store struct {
 	graph  *graph
 	locks  keyed
 	hashes *derivation.Hashes
+
+	noExchange bool // the file system cannot exchange names; for tests
 
 	additions chan *addition
 	deletions chan struct{} // full while a collection or another deletion runs
@@ -259,6 +265,9 @@ func (s *Store) load() error {
 // recover compares the store directory with the graph: what has no row is a stray and goes, a row
 // without an object is not valid.
 func (s *Store) recover(ctx context.Context) error {
+	if err := s.finishNext(); err != nil {
+		return err
+	}
 	found := make([]bool, len(s.graph.nodes))
 	trash := filepath.Join(s.layout.RealDir, trashName)
 	if err := makeDir(trash, 0o700); err != nil {

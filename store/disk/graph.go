@@ -60,6 +60,22 @@ func (g *graph) lookup(d meta.Digest) *node {
 	return g.find(d)
 }
 
+// row returns an object that has a row, whether it is valid or missing.
+func (g *graph) row(d meta.Digest) *node {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.byDigest[d]
+}
+
+// found makes an object valid that was missing. The caller holds its references.
+func (g *graph) found(d meta.Digest) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if n := g.byDigest[d]; n != nil {
+		n.missing = false
+	}
+}
+
 // valid reports whether p itself is valid: digest and name.
 func (g *graph) valid(p store.Path) bool {
 	d, ok := meta.ParseDigest(p.Digest())

@@ -15,21 +15,26 @@ import (
 
 // Info returns what is known of a valid path.
 func (s *Store) Info(ctx context.Context, p store.Path) (*store.Info, error) {
-	d, ok := meta.ParseDigest(p.Digest())
-	if !ok || !s.graph.valid(p) {
+	if !s.graph.valid(p) {
 		return nil, notValid(p)
 	}
+	return s.rowInfo(p)
+}
+
+// rowInfo returns what is known of a path that has a row.
+func (s *Store) rowInfo(p store.Path) (*store.Info, error) {
+	d := meta.DigestOf(p)
 	o, err := s.db.Object(d)
-	if errors.Is(err, meta.ErrNotFound) {
-		return nil, notValid(p)
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, meta.ErrNotFound) {
 		return nil, fmt.Errorf("info of %s: %w", p, err)
 	}
-	refs, err := s.References(p)
-	if err != nil {
-		return nil, err
+	s.graph.mu.RLock()
+	defer s.graph.mu.RUnlock()
+	n := s.graph.byDigest[d]
+	if err != nil || n == nil {
+		return nil, notValid(p)
 	}
+	refs := s.around(n, refsOf)
 	return &store.Info{
 		Path:         p,
 		NarHash:      store.NewHash(store.SHA256, o.NarHash[:]),
@@ -146,10 +151,15 @@ func (s *Store) neighbours(p store.Path, steps func(*node) []uint32) ([]store.Pa
 	if err != nil {
 		return nil, err
 	}
+	return s.around(n, steps), nil
+}
+
+// around returns what a node refers to or is referred to by, itself included if so. The caller holds graph.mu.
+func (s *Store) around(n *node, steps func(*node) []uint32) []store.Path {
 	if n.self {
-		return s.sorted(steps(n), n), nil
+		return s.sorted(steps(n), n)
 	}
-	return s.sorted(steps(n)), nil
+	return s.sorted(steps(n))
 }
 
 // Closure returns the paths and everything they reach through references, references first.
