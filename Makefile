@@ -16,7 +16,7 @@ GOTESTFLAGS ?=
 T ?= 30s
 N ?= 200
 
-.PHONY: help deps build test demo check fuzz root crash compat lab bench clean
+.PHONY: help deps build test demo check fuzz root crash compat lab bench load clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ compat: ## Debian's nix as the client of our daemon (root)
 
 lab: ## switch and deploy on real hosts (root)
 	CAIRN_LAB=1 go test $(GOTESTFLAGS) -count=1 -timeout 30m ./tests/lab/... ./deploy/...
+
+load: ## 200 clients at once for T, then the same with a third of them killed (make load T=1m)
+	CAIRN_LOAD=$(T) go test $(GOTESTFLAGS) -count=1 -v -timeout 60m ./tests/load
 
 bench: deps ## side by side with Debian's nix, each figure N times (make bench N=5) (root)
 	CAIRN_BENCH=$(or $(filter-out 200,$(N)),5) go test $(GOTESTFLAGS) -count=1 -v -timeout 60m ./tests/bench
