@@ -1,6 +1,8 @@
 package daemon
 
 import (
+	"fmt"
+
 	"cairn/daemon/build"
 	"cairn/daemon/protocol"
 )
@@ -9,6 +11,7 @@ import (
 //
 //	activity "builds" ◀── progress
 //	  └─ activity "build", one for each ◀── log lines, phases
+//	       └─ activity "post-build hook" ◀── its lines
 type observer struct {
 	x      *session
 	builds uint64
@@ -26,13 +29,19 @@ func (o *observer) end() { o.x.tunnel.send(&protocol.Message{Kind: protocol.Kind
 // id is the activity of a build. Builds have the upper half of the numbers, so that they meet no other activity's.
 func (o *observer) id(e build.Event) uint64 { return 1<<62 | e.Activity }
 
+// hook is the activity of a build's post-build hook.
+func (o *observer) hook(e build.Event) uint64 { return 1<<61 | e.Activity }
+
+// headlines say what a build does, by mode.
+var headlines = [...]string{build.Normal: "building '%s'", build.Repair: "repairing outputs of '%s'", build.Check: "checking outputs of '%s'"}
+
 // Event tells the client.
 func (o *observer) Event(e build.Event) {
 	m := &protocol.Message{Kind: protocol.KindResult, ID: o.id(e)}
 	switch e.Kind {
 	case build.Started:
 		m.Kind, m.Level, m.Activity, m.Parent = protocol.KindStart, protocol.LevelInfo, protocol.ActBuild, o.builds
-		m.Text = "building '" + e.Drv.String() + "'"
+		m.Text = fmt.Sprintf(headlines[e.Mode], e.Drv)
 		if e.Machine != "" {
 			m.Text += " on '" + e.Machine + "'"
 		}
@@ -50,6 +59,13 @@ func (o *observer) Event(e build.Event) {
 	case build.Progress:
 		m.ID, m.Result = o.builds, protocol.ResProgress
 		m.Fields = numbers(e.Counts.Done, e.Counts.Expected, e.Counts.Running, e.Counts.Failed)
+	case build.HookStarted:
+		m.Kind, m.ID, m.Parent, m.Level, m.Activity = protocol.KindStart, o.hook(e), o.id(e), protocol.LevelInfo, protocol.ActPostBuildHook
+		m.Text, m.Fields = fmt.Sprintf("running post-build-hook '%s'", e.Text), []protocol.Field{protocol.Text(e.Drv.String())}
+	case build.HookLine:
+		m.ID, m.Result, m.Fields = o.hook(e), protocol.ResPostBuildLogLine, []protocol.Field{protocol.Text(e.Text)}
+	case build.HookStopped:
+		m.Kind, m.ID = protocol.KindStop, o.hook(e)
 	default:
 		return
 	}

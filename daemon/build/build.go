@@ -49,7 +49,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"runtime"
 	"slices"
 	"sync"
 
@@ -73,7 +72,7 @@ const (
 // Options of a Builder; the zero value works.
 type Options struct {
 	MaxJobs int      // builds at the same time; default: what the settings say
-	Systems []string // what can be built; default: this machine's, and its 32-bit variant
+	Systems []string // what can be built; default: this machine's, and its variants
 	// SandboxPaths are files and directories of the host that every builder sees: target inside → source outside.
 	// An executable brings the shared libraries that it needs. They are inputs that no hash covers, so keep
 	// them few. Nil: /bin/sh alone, see DefaultSandboxPaths. Empty: none.
@@ -153,7 +152,7 @@ func (b *Builder) Build(ctx context.Context, targets []protocol.Target, mode Mod
 	lease := b.store.Lease("build request", 0)
 	defer lease.Release()
 	f := b.facts()
-	p, err := steadyPlan(f, targets, lease)
+	p, err := steadyPlan(f, targets, mode, lease)
 	if err != nil {
 		return nil, err
 	}
@@ -174,8 +173,8 @@ func (b *Builder) Build(ctx context.Context, targets []protocol.Target, mode Mod
 
 // steadyPlan makes a plan and holds everything that it relies on: what a collection takes away between the two
 // makes another plan.
-func steadyPlan(f *storeFacts, targets []protocol.Target, lease *disk.Lease) (*plan, error) {
-	p, err := makePlan(f, targets)
+func steadyPlan(f *storeFacts, targets []protocol.Target, mode Mode, lease *disk.Lease) (*plan, error) {
+	p, err := makePlan(f, targets, mode)
 	for err == nil {
 		if err := lease.Hold(p.relied...); err != nil {
 			return nil, err
@@ -183,7 +182,10 @@ func steadyPlan(f *storeFacts, targets []protocol.Target, lease *disk.Lease) (*p
 		if !slices.ContainsFunc(p.relied, func(r store.Path) bool { return !f.valid(r) }) {
 			break
 		}
-		p, err = makePlan(f, targets)
+		p, err = makePlan(f, targets, mode)
+	}
+	if err == nil && mode == Check {
+		err = p.checkable(targets)
 	}
 	return p, err
 }
@@ -213,7 +215,7 @@ func (b *Builder) enlist(f *storeFacts, p *plan, targets []protocol.Target, mode
 			continue
 		}
 		j := made[t.Path]
-		if mode == Check && !n.needed {
+		if mode == Check {
 			j = b.enlistNode(f, n, made, Check, w)
 			made[t.Path] = j
 		}
@@ -357,7 +359,7 @@ func (b *Builder) BuildDerivation(ctx context.Context, path store.Path, d *deriv
 	}
 	lease := b.store.Lease("build request", 0)
 	defer lease.Release()
-	p, err := steadyPlan(f, []protocol.Target{target}, lease)
+	p, err := steadyPlan(f, []protocol.Target{target}, mode, lease)
 	if err != nil {
 		return fail(err)
 	}
@@ -401,7 +403,7 @@ func (b *Builder) Missing(targets []protocol.Target) (*Missing, error) {
 		}
 		known = append(known, t)
 	}
-	p, err := makePlan(f, known)
+	p, err := makePlan(f, known, Normal)
 	if err != nil {
 		return nil, err
 	}
@@ -545,15 +547,4 @@ func (f *storeFacts) fill(r *protocol.BuildResult, d *derivation.Derivation, wan
 		}
 	}
 	return nil
-}
-
-// nativeSystems returns the names of what this machine runs.
-func nativeSystems() []string {
-	switch runtime.GOARCH {
-	case "amd64":
-		return []string{"x86_64-linux", "i686-linux"}
-	case "arm64":
-		return []string{"aarch64-linux"}
-	}
-	return []string{runtime.GOARCH + "-linux"}
 }

@@ -611,7 +611,7 @@ func TestKeepFailed(t *testing.T) {
 	if err != nil || list[0].Status != protocol.PermanentFailure {
 		t.Fatalf("%v %v", err, list)
 	}
-	kept, _ := filepath.Glob(filepath.Join(r.layout.StateDir, "failed", "*", "file"))
+	kept, _ := filepath.Glob(filepath.Join(r.layout.StateDir, "builds", "nix-build-*-0", "file"))
 	if len(kept) != 1 || !strings.Contains(rec.lines(), filepath.Dir(kept[0])) {
 		t.Errorf("kept %v; the log says %q", kept, rec.lines())
 	}

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"cairn/derivation"
 	"cairn/store"
 )
 
@@ -20,7 +21,8 @@ import (
 //	PATH HOME NIX_STORE NIX_BUILD_CORES          defaults
 //	the derivation's own                         or, with structured attributes, NIX_ATTRS_JSON_FILE NIX_ATTRS_SH_FILE
 //	NIX_BUILD_TOP TMPDIR TEMPDIR TMP TEMP PWD    where it is
-//	NIX_OUTPUT_CHECKED and impureEnvVars         fixed outputs only
+//	NIX_OUTPUT_CHECKED                           fixed outputs only
+//	impureEnvVars                                fixed and impure ones: the setting impure-env, or the daemon's own
 //	NIX_LOG_FD TERM
 func (a *attempt) environment() ([]string, map[string][]byte, error) {
 	env := map[string]string{
@@ -46,10 +48,16 @@ func (a *attempt) environment() ([]string, map[string][]byte, error) {
 	for _, name := range []string{"NIX_BUILD_TOP", "TMPDIR", "TEMPDIR", "TMP", "TEMP", "PWD"} {
 		env[name] = buildDir
 	}
-	if a.network {
+	if a.kind == derivation.Fixed {
 		env["NIX_OUTPUT_CHECKED"] = "1"
+	}
+	if a.network {
 		for _, name := range attrs.words(a.drv.Env, "impureEnvVars") {
-			env[name] = os.Getenv(name)
+			value, ok := a.b.settings.ImpureEnv[name]
+			if !ok {
+				value = os.Getenv(name)
+			}
+			env[name] = value
 		}
 	}
 	env["NIX_LOG_FD"], env["TERM"] = "2", "xterm-256color"

@@ -10,12 +10,15 @@ type EventKind uint8
 
 // The kinds of events.
 const (
-	Started  EventKind = iota + 1 // the build of Drv began
-	Stopped                       // it ended with Status
-	Line                          // it wrote Text, without the newline
-	Phase                         // it entered the phase Text
-	Message                       // it wrote a structured message, Text is its JSON
-	Progress                      // the counts of the whole request changed
+	Started     EventKind = iota + 1 // the build of Drv began
+	Stopped                          // it ended with Status
+	Line                             // it wrote Text, without the newline
+	Phase                            // it entered the phase Text
+	Message                          // it wrote a structured message, Text is its JSON
+	Progress                         // the counts of the whole request changed
+	HookStarted                      // the post-build hook Text runs
+	HookLine                         // it wrote Text
+	HookStopped                      // it ended
 )
 
 // Event is something that happened to a build that a request waits for.
@@ -24,6 +27,7 @@ type Event struct {
 	Activity uint64 // the build's number, unique in this process
 	Drv      store.Path
 	Machine  string // of Started; empty: this one
+	Mode     Mode   // of Started
 	Text     string
 	Status   protocol.Status // of Stopped
 	Counts   Counts          // of Progress

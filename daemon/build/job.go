@@ -267,7 +267,7 @@ func (j *job) begin(machine string) {
 	defer c.mu.Unlock()
 	before := j.begun
 	c.serial++
-	j.begun = &Event{Kind: Started, Activity: c.serial, Drv: j.key.drv, Machine: machine}
+	j.begun = &Event{Kind: Started, Activity: c.serial, Drv: j.key.drv, Machine: machine, Mode: j.key.mode}
 	for _, w := range *j.watches.Load() {
 		if before != nil {
 			w.tell(Event{Kind: Stopped, Activity: before.Activity, Drv: before.Drv, Status: protocol.TransientFailure})

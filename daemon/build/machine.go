@@ -62,12 +62,11 @@ func (b *Builder) here(path store.Path, d *derivation.Derivation) error {
 	if b.settings.MaxJobs == 0 && !builtin {
 		return errors.New("nothing is built here, because max-jobs is 0")
 	}
-	features := requiredFeatures(d)
-	lacks := func(f string) bool { return !slices.Contains(b.settings.SystemFeatures, f) }
+	features, mine := requiredFeatures(d), b.features()
+	lacks := func(f string) bool { return !slices.Contains(mine, f) }
 	if (builtin || d.System == "builtin" || slices.Contains(b.systems(), d.System)) && !slices.ContainsFunc(features, lacks) {
 		return nil
 	}
-	mine := slices.Sorted(slices.Values(b.settings.SystemFeatures))
 	return fmt.Errorf("a '%s' with features {%s} is required to build '%s', but I am a '%s' with features {%s}",
 		d.System, strings.Join(features, ", "), path, b.systems()[0], strings.Join(mine, ", "))
 }

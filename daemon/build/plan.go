@@ -52,11 +52,18 @@ type planner struct {
 
 // makePlan is a pure function of what the store has and what is wanted. Its work is linear in the number of derivations
 // and inputs that it has to look at; what is there is not looked into.
-func makePlan(f facts, targets []protocol.Target) (*plan, error) {
+//
+// In another mode than Normal what is needed to build targets again is wanted, too, when they are there.
+func makePlan(f facts, targets []protocol.Target, mode Mode) (*plan, error) {
 	p := &planner{facts: f, plan: plan{known: map[store.Path]*node{}}}
 	for _, t := range targets {
 		if err := p.target(t); err != nil {
 			return nil, err
+		}
+		if mode != Normal && t.Outputs != nil {
+			if err := p.again(p.known[t.Path]); err != nil {
+				return nil, err
+			}
 		}
 	}
 	p.unknown = store.SortPaths(p.unknown)
@@ -148,6 +155,36 @@ func (p *planner) expand(n *node) error {
 	if !n.needed {
 		return nil
 	}
+	if err := p.wantInputs(n); err != nil {
+		return err
+	}
+	p.nodes = append(p.nodes, n)
+	return nil
+}
+
+// again wants the inputs of a target that is there.
+func (p *planner) again(n *node) error {
+	if n.needed || len(n.all) > 0 {
+		return nil
+	}
+	n.state = entered
+	p.way = append(p.way, n.path)
+	defer func() { n.state, p.way = left, p.way[:len(p.way)-1] }()
+	return p.wantInputs(n)
+}
+
+// checkable says whether there is something that a second build can be compared with.
+func (p *plan) checkable(targets []protocol.Target) error {
+	for _, t := range targets {
+		if n := p.known[t.Path]; t.Outputs != nil && n.needed {
+			return fmt.Errorf("some outputs of '%s' are not valid, so checking is not possible", t.Path)
+		}
+	}
+	return nil
+}
+
+// wantInputs wants all inputs of a derivation that is to be built.
+func (p *planner) wantInputs(n *node) error {
 	for _, src := range n.drv.InputSrcs {
 		p.object(src)
 	}
@@ -161,7 +198,6 @@ func (p *planner) expand(n *node) error {
 			n.inputs = append(n.inputs, in)
 		}
 	}
-	p.nodes = append(p.nodes, n)
 	return nil
 }
 

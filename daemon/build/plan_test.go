@@ -134,7 +134,7 @@ func TestPlan(t *testing.T) {
 			}
 			short[pathOf("b.drv").String()] = "b.drv"
 			got := ""
-			p, err := makePlan(w, targets)
+			p, err := makePlan(w, targets, Normal)
 			if err != nil {
 				got = "error: " + err.Error()
 				for long, s := range short {
@@ -197,7 +197,7 @@ func TestPlanIsLinear(t *testing.T) {
 		w := newWorld(chain(n))
 		w.asked = 0
 		start := time.Now()
-		p, err := makePlan(w, []protocol.Target{{Path: pathOf("n0.drv"), Outputs: []string{"out"}}})
+		p, err := makePlan(w, []protocol.Target{{Path: pathOf("n0.drv"), Outputs: []string{"out"}}}, Normal)
 		if err != nil || len(p.nodes) != n+1 {
 			t.Fatal(err)
 		}

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"cairn/daemon/protocol"
 	"cairn/daemon/sandbox"
 	"cairn/derivation"
@@ -284,6 +286,9 @@ type attempt struct {
 func (a *attempt) dir(name string) string { return filepath.Join(a.work, name) }
 
 func (a *attempt) run(ctx context.Context, r *protocol.BuildResult) (map[string]store.Path, error) {
+	if err := a.checkWishes(); err != nil {
+		return nil, err
+	}
 	if err := a.b.store.Room(); err != nil {
 		return nil, failure(protocol.TransientFailure, "build '%s': %v", a.key.drv, err)
 	}
@@ -482,7 +487,7 @@ func (a *attempt) spec() (*sandbox.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.Mounts = append(s.Mounts, host...)
+	s.Mounts = append(append(s.Mounts, host...), a.devices()...)
 	if a.network {
 		networkFiles(s)
 	} else {
@@ -530,16 +535,26 @@ func (a *attempt) layOut(files map[string][]byte) error {
 	return nil
 }
 
-// keep moves the build directory of a failed build to where the user finds it.
+// keep moves the build directory of a failed build to where the user finds it, and may read it.
 // It stays the builder's: giving its files to somebody would let the builder choose what is given.
 func (a *attempt) keep() {
-	dir := filepath.Join(a.b.store.Layout().StateDir, "failed")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	dir := filepath.Join(a.b.store.Layout().StateDir, "builds")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		a.log.note(fmt.Sprintf("warning: the build directory is not kept: %v", err))
 		return
 	}
-	target := filepath.Join(dir, fmt.Sprintf("%s-%d", a.key.drv.Base(), time.Now().UnixNano()))
-	if err := os.Rename(a.dir("build"), target); err == nil {
-		a.log.note(fmt.Sprintf("note: keeping build directory '%s'", target))
+	os.Chmod(a.dir("build"), 0o755)
+	for n := 0; ; n++ {
+		target := filepath.Join(dir, fmt.Sprintf("nix-build-%s-%d", a.key.drv.Name(), n))
+		err := unix.Renameat2(unix.AT_FDCWD, a.dir("build"), unix.AT_FDCWD, target, unix.RENAME_NOREPLACE)
+		switch {
+		case err == nil:
+			a.log.note(fmt.Sprintf("note: keeping build directory '%s'", target))
+			return
+		case !errors.Is(err, os.ErrExist):
+			a.log.note(fmt.Sprintf("warning: the build directory is not kept: %v", err))
+			return
+		}
 	}
 }
 
@@ -554,24 +569,17 @@ func (a *attempt) finish(ctx context.Context, r *protocol.BuildResult) (map[stri
 		paths[o.name] = o.final
 	}
 	if a.key.mode == Check {
-		return paths, a.compare(ctx, r)
+		if err := a.compare(ctx, r); err != nil {
+			return nil, err
+		}
+		return paths, a.postBuildHook(ctx, paths)
 	}
 	if err := a.b.store.Register(ctx, outputs); err != nil {
 		return nil, fmt.Errorf("build '%s': %w", a.key.drv, err)
 	}
-	r.Status = protocol.Built
-	return paths, a.record(ctx, paths, nil)
-}
-
-// compare checks that a second build gave what is there.
-func (a *attempt) compare(ctx context.Context, r *protocol.BuildResult) error {
-	for _, o := range a.outputs {
-		known, err := a.b.store.Info(ctx, o.final)
-		if err != nil || known.NarHash != o.info.NarHash {
-			r.NonDeterministic = true
-			return failure(protocol.NotDeterministic, "derivation '%s' may not be deterministic: output '%s' differs", a.key.drv, o.final)
-		}
+	if err := a.record(ctx, paths, nil); err != nil {
+		return nil, err
 	}
 	r.Status = protocol.Built
-	return nil
+	return paths, a.postBuildHook(ctx, paths)
 }
