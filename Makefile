@@ -16,7 +16,7 @@ GOTESTFLAGS ?=
 T ?= 30s
 N ?= 200
 
-.PHONY: help deps build test demo check fuzz root crash compat lab bench load clean
+.PHONY: help deps build test demo check fuzz root crash compat lab bench load soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ lab: ## switch and deploy on real hosts (root)
 
 load: ## 200 clients at once for T, then the same with a third of them killed (make load T=1m)
 	CAIRN_LOAD=$(T) go test $(GOTESTFLAGS) -count=1 -v -timeout 60m ./tests/load
+
+soak: ## hostile sessions against a live daemon for T, with the race detector (make soak T=1h) (root)
+	CAIRN_SOAK=$(T) CGO_ENABLED=1 go test -race $(GOTESTFLAGS) -count=1 -v -timeout 0 ./tests/soak
 
 bench: deps ## side by side with Debian's nix, each figure N times (make bench N=5) (root)
 	CAIRN_BENCH=$(or $(filter-out 200,$(N)),5) go test $(GOTESTFLAGS) -count=1 -v -timeout 60m ./tests/bench
