@@ -45,7 +45,6 @@ package build
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -65,7 +64,7 @@ type Mode uint8
 // The modes, with the protocol's numbers.
 const (
 	Normal Mode = iota // nothing
-	Repair             // rebuild damaged ones; refused so far
+	Repair             // rebuild those that are damaged, and what is damaged of their closures
 	Check              // build again and compare
 )
 
@@ -147,8 +146,13 @@ func (b *Builder) Close() error {
 // The error is for requests that could not be planned, cancelled ones included; failures of builds are in the results.
 func (b *Builder) Build(ctx context.Context, targets []protocol.Target, mode Mode, obs Observer) ([]*protocol.BuildResult, error) {
 	if mode == Repair {
-		return nil, errors.New("repairing by rebuilding is not supported")
+		return b.repair(ctx, targets, obs)
 	}
+	return b.request(ctx, targets, mode, obs)
+}
+
+// request is Build. In Repair mode it builds targets that are there again, damaged or not.
+func (b *Builder) request(ctx context.Context, targets []protocol.Target, mode Mode, obs Observer) ([]*protocol.BuildResult, error) {
 	lease := b.store.Lease("build request", 0)
 	defer lease.Release()
 	f := b.facts()
@@ -215,8 +219,8 @@ func (b *Builder) enlist(f *storeFacts, p *plan, targets []protocol.Target, mode
 			continue
 		}
 		j := made[t.Path]
-		if mode == Check {
-			j = b.enlistNode(f, n, made, Check, w)
+		if mode != Normal && !n.needed {
+			j = b.enlistNode(f, n, made, mode, w)
 			made[t.Path] = j
 		}
 		if j != nil {

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -278,6 +279,150 @@ func TestCheckMode(t *testing.T) {
 	}
 	if list[1].Status != protocol.NotDeterministic || !list[1].NonDeterministic || !strings.Contains(list[1].Error, "may not be deterministic") {
 		t.Errorf("random: %v %s", list[1].Status, list[1].Error)
+	}
+}
+
+// TestRepair damages outputs in every way and has them built again.
+func TestRepair(t *testing.T) {
+	r := newRig(t, nil)
+	low := r.add(drv{name: "low", script: "mkdir $out; echo low > $out/file"})
+	top := r.add(drv{name: "top", kind: derivation.Floating, script: "mkdir $out; echo @low@ > $out/a; echo b > $out/b; ln -s $out/a $out/l", inputs: map[string]store.Path{"low": low}})
+	random := r.add(drv{name: "random", script: "head -c 20 /dev/urandom > $out"})
+	paths := map[string]store.Path{"low": r.realise(low), "top": r.realise(top), "random": r.realise(random)}
+	repair := func(d store.Path) *protocol.BuildResult {
+		t.Helper()
+		list, err := r.build.Build(t.Context(), all(d), build.Repair, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list[0]
+	}
+	if res := repair(top); res.Status != protocol.AlreadyValid {
+		t.Errorf("nothing to repair: %v %s", res.Status, res.Error)
+	}
+	for name, damage := range map[string]func(dir string) error{
+		"contents of a dependency": func(string) error {
+			os.Chmod(r.store.RealPath(paths["low"])+"/file", 0o644)
+			return os.WriteFile(r.store.RealPath(paths["low"])+"/file", []byte("lof\n"), 0o644)
+		},
+		"file gone":     func(dir string) error { os.Chmod(dir, 0o755); return os.Remove(dir + "/b") },
+		"file more":     func(dir string) error { os.Chmod(dir, 0o755); return os.WriteFile(dir+"/c", nil, 0o644) },
+		"executable":    func(dir string) error { return os.Chmod(dir+"/a", 0o555) },
+		"another thing": func(dir string) error { return errors.Join(os.RemoveAll(dir), os.WriteFile(dir, nil, 0o644)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := damage(r.store.RealPath(paths["top"])); err != nil {
+				t.Fatal(err)
+			}
+			if res := repair(top); res.Status != protocol.Built {
+				t.Errorf("%v %s", res.Status, res.Error)
+			}
+			if _, err := r.store.Verify(t.Context(), &disk.VerifyOptions{Contents: true}, func(p disk.Problem) { t.Errorf("%s: %v", p.Path, p.Err) }); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	os.Remove(r.store.RealPath(paths["random"]))
+	os.WriteFile(r.store.RealPath(paths["random"]), nil, 0o644)
+	if res := repair(random); res.Status != protocol.NotDeterministic || !strings.Contains(res.Error, "cannot be repaired by building") {
+		t.Errorf("random: %v %s", res.Status, res.Error)
+	}
+}
+
+// TestCheckShows compares what an error says of two results with what differs.
+func TestCheckShows(t *testing.T) {
+	r := newRig(t, nil)
+	// The build's number on this host is the time, which no two builds share.
+	d := r.add(drv{name: "varies", script: `mkdir $out $out/d; cd $out
+		t=$(cut -d ' ' -f 1 /proc/uptime); t=${t%.*}${t#*.}
+		echo same > same; echo "stamp $t" > text; ln -s /to/$t link; touch only-$t
+		[ $((t / 100 % 2)) = 0 ] && touch x-0 || touch x-1`})
+	out := r.realise(d)
+	time.Sleep(1100 * time.Millisecond)
+	set := settings.Defaults()
+	set.KeepFailed = true
+	hook := filepath.Join(t.TempDir(), "hook")
+	os.WriteFile(hook, []byte("#!/bin/sh\necho hook of $(id -u) compares $1 and $2 of $3\nexit 3\n"), 0o755)
+	os.Chmod(filepath.Dir(hook), 0o755)
+	os.Chmod(filepath.Dir(filepath.Dir(hook)), 0o755)
+	set.RunDiffHook, set.DiffHook = true, hook
+	var rec recorder
+	list, err := r.build.With(set).Build(t.Context(), all(d), build.Check, &rec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := out.String() + ".check"
+	defer os.RemoveAll(r.store.RealPath(out) + ".check")
+	for _, want := range []string{
+		fmt.Sprintf("derivation '%s' may not be deterministic: output '%s' differs from '%s'\n", d, out, kept),
+		out.String() + "/link: points to \"/to/", out.String() + "/text: from byte ", ": only the first build has this file", ": only the second build has this file",
+	} {
+		if list[0].Status != protocol.NotDeterministic || !strings.Contains(list[0].Error, want) {
+			t.Errorf("%v, lacks %q:\n%s", list[0].Status, want, list[0].Error)
+		}
+	}
+	if strings.Contains(list[0].Error, "/same") {
+		t.Errorf("says that the same differs: %s", list[0].Error)
+	}
+	if _, err := os.Stat(r.store.RealPath(out) + ".check/same"); err != nil {
+		t.Error(err)
+	}
+	if text := rec.lines(); !strings.Contains(text, "compares "+r.store.RealPath(out)+" and "+r.store.RealPath(out)+".check of "+d.String()) || !strings.Contains(text, "failed with exit code 3") {
+		t.Errorf("the hook's lines: %s", text)
+	} else if os.Getuid() == 0 && strings.Contains(text, "hook of 0") {
+		t.Error("the hook ran as root")
+	}
+	gone := r.add(drv{name: "gone", script: "touch $out"})
+	if _, err := r.build.Build(t.Context(), all(gone), build.Check, nil); err == nil || !strings.Contains(err.Error(), "so checking is not possible") {
+		t.Errorf("check of what is not there: %v", err)
+	}
+}
+
+// TestPostBuildHook runs a hook that says what it is told, one that fails, and one that never ends.
+func TestPostBuildHook(t *testing.T) {
+	r := newRig(t, nil)
+	dir := t.TempDir()
+	script := func(name, text string) string {
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, []byte("#!/bin/sh\n"+text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	two := r.add(drv{name: "two", outputs: []string{"out", "dev"}, script: "touch $out $dev"})
+	one := r.add(drv{name: "one", script: "touch $out"})
+	hung := r.add(drv{name: "hung", script: "touch $out"})
+	run := func(program string, d store.Path, rec *recorder) *protocol.BuildResult {
+		t.Helper()
+		set := settings.Defaults()
+		set.PostBuildHook, set.Timeout = program, 2*time.Second
+		list, err := r.build.With(set).Build(t.Context(), all(d), build.Normal, rec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list[0]
+	}
+	var rec recorder
+	res := run(script("good", "echo drv=$DRV_PATH; echo out=$OUT_PATHS >&2; printf 'no newline'"), two, &rec)
+	m, _ := r.build.OutputMap(two)
+	outs := store.SortPaths([]store.Path{m["out"], m["dev"]})
+	want := []string{"drv=" + two.String(), fmt.Sprintf("out=%s %s", outs[0], outs[1]), "no newline"}
+	if got := rec.texts(build.HookLine); res.Status != protocol.Built || !slices.Equal(got, want) {
+		t.Errorf("%v %s\ngot  %q\nwant %q", res.Status, res.Error, got, want)
+	}
+	if rec.count(build.HookStarted) != 1 || rec.count(build.HookStopped) != 1 {
+		t.Error("the hook's start and end are not told")
+	}
+	res = run(script("bad", "exit 7"), one, &rec)
+	if res.Status != protocol.MiscFailure || !strings.Contains(res.Error, "bad' failed with exit code 7") {
+		t.Errorf("%v %s", res.Status, res.Error)
+	}
+	if res = r.result(one); res.Status != protocol.AlreadyValid {
+		t.Errorf("the outputs are not kept: %v", res.Status)
+	}
+	res = run(script("hangs", "sleep 60 & wait"), hung, &rec)
+	if res.Status != protocol.TimedOut || !strings.Contains(res.Error, "timed out after 2 seconds") {
+		t.Errorf("%v %s", res.Status, res.Error)
 	}
 }
 

@@ -27,8 +27,7 @@ const checkSuffix = ".check"
 
 // compare checks that a second build gave what is there. What differs is part of the error.
 // With keep-failed, or for the diff hook, the second result of an output is kept beside the first.
-func (a *attempt) compare(ctx context.Context, r *protocol.BuildResult) error {
-	r.Status = protocol.Built
+func (a *attempt) compare(ctx context.Context) error {
 	var first string
 	var all []string
 	for _, o := range a.outputs {
@@ -39,7 +38,6 @@ func (a *attempt) compare(ctx context.Context, r *protocol.BuildResult) error {
 		if same {
 			continue
 		}
-		r.NonDeterministic = true
 		list, err := differences(a.b.store.RealPath(known), a.tempOutput(o), known.String())
 		if err != nil {
 			return fmt.Errorf("compare outputs of '%s': %w", a.key.drv, err)

@@ -229,7 +229,7 @@ func (j *job) linkLog(resolved store.Path) {
 func (b *Builder) running(drv store.Path) *logWriter {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, mode := range []Mode{Normal, Check} {
+	for _, mode := range []Mode{Normal, Check, Repair} {
 		for j := b.jobs[jobKey{drv, mode}]; j != nil; j = j.child {
 			if j.log != nil {
 				return j.log

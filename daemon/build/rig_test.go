@@ -283,16 +283,17 @@ func (c *recorder) count(k build.EventKind) (n int) {
 	return n
 }
 
-func (c *recorder) lines() string {
+func (c *recorder) lines() string { return strings.Join(c.texts(build.Line), "\n") }
+
+func (c *recorder) texts(k build.EventKind) (list []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var b strings.Builder
 	for _, e := range c.events {
-		if e.Kind == build.Line {
-			b.WriteString(e.Text + "\n")
+		if e.Kind == k {
+			list = append(list, e.Text)
 		}
 	}
-	return b.String()
+	return list
 }
 
 // wait waits until cond holds.

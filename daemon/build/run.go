@@ -568,8 +568,14 @@ func (a *attempt) finish(ctx context.Context, r *protocol.BuildResult) (map[stri
 	for _, o := range a.outputs {
 		paths[o.name] = o.final
 	}
-	if a.key.mode == Check {
-		if err := a.compare(ctx, r); err != nil {
+	if a.key.mode != Normal {
+		r.Status = protocol.Built
+		again := a.compare
+		if a.key.mode == Repair {
+			again = a.replace
+		}
+		if err := again(ctx); err != nil {
+			r.NonDeterministic = statusOf(err) == protocol.NotDeterministic
 			return nil, err
 		}
 		return paths, a.postBuildHook(ctx, paths)

@@ -1,0 +1,218 @@
+package build
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"cairn/archive/nar"
+	"cairn/daemon/protocol"
+	"cairn/store"
+)
+
+// repair builds what is missing of targets, then reads everything that their outputs reach, and builds again what is
+// damaged, references first. Whatever reads a damaged object meanwhile sees the old files or the new ones.
+// A rebuild repairs only when it gives the registered contents again.
+func (b *Builder) repair(ctx context.Context, targets []protocol.Target, obs Observer) ([]*protocol.BuildResult, error) {
+	results, err := b.request(ctx, targets, Normal, obs)
+	if err != nil {
+		return nil, err
+	}
+	lease := b.store.Lease("repair", 0)
+	defer lease.Release()
+	f := b.facts()
+	var roots []store.Path
+	for _, r := range results {
+		for _, o := range r.Outputs {
+			roots = append(roots, o.OutPath)
+		}
+	}
+	if err := lease.Hold(roots...); err != nil {
+		return nil, err
+	}
+	closure, err := b.store.Closure(roots...)
+	if err != nil {
+		return nil, err
+	}
+	bad, err := b.damaged(ctx, closure)
+	if err != nil {
+		return nil, err
+	}
+	mended := map[store.Path]error{}
+	for _, p := range closure {
+		if _, done := mended[p]; bad[p] && !done {
+			err := b.mend(ctx, f, p, targets, obs, mended)
+			if ctx.Err() != nil {
+				return nil, err
+			}
+		}
+	}
+	return results, b.blame(results, mended)
+}
+
+// blame notes in each result whether its closure is whole now.
+func (b *Builder) blame(results []*protocol.BuildResult, mended map[store.Path]error) error {
+	for _, r := range results {
+		for _, o := range r.Outputs {
+			closure, err := b.store.Closure(o.OutPath)
+			if err != nil {
+				return err
+			}
+			for _, p := range closure {
+				err, was := mended[p]
+				switch {
+				case err != nil && r.Status.OK():
+					r.Status, r.Error = statusOf(err), fmt.Sprintf("some paths in the output closure of derivation '%s' could not be repaired: %v", r.Target.Path, err)
+				case was && r.Status == protocol.AlreadyValid:
+					r.Status = protocol.Built
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func statusOf(err error) protocol.Status {
+	if f, ok := errors.AsType[*Failure](err); ok {
+		return f.Status
+	}
+	return protocol.MiscFailure
+}
+
+// mend builds the derivation again that made a damaged object, and notes what came of it for all outputs of that.
+func (b *Builder) mend(ctx context.Context, f *storeFacts, p store.Path, targets []protocol.Target, obs Observer, mended map[store.Path]error) error {
+	drv, outputs, err := b.makerOf(ctx, f, p, targets)
+	if err == nil {
+		var list []*protocol.BuildResult
+		list, err = b.request(ctx, []protocol.Target{{Path: drv, Outputs: protocol.All()}}, Repair, obs)
+		if err == nil && !list[0].Status.OK() {
+			err = &Failure{Status: list[0].Status, Text: list[0].Error}
+		}
+	}
+	mended[p] = err
+	if err == nil {
+		for _, o := range outputs {
+			mended[o] = nil
+		}
+	}
+	return err
+}
+
+// makerOf finds the derivation of an object, among the targets or by what is known of the object.
+func (b *Builder) makerOf(ctx context.Context, f *storeFacts, p store.Path, targets []protocol.Target) (store.Path, []store.Path, error) {
+	var drvs []store.Path
+	if info, err := b.store.Info(ctx, p); err == nil && !info.Deriver.IsZero() {
+		drvs = append(drvs, info.Deriver)
+	}
+	for _, t := range targets {
+		if t.Outputs != nil {
+			drvs = append(drvs, t.Path)
+		}
+	}
+	for _, drv := range drvs {
+		d, err := f.derivation(drv)
+		if err != nil {
+			continue
+		}
+		var outputs []store.Path
+		for _, name := range d.OutputNames() {
+			if o, err := outputPath(f, d, name); err == nil {
+				outputs = append(outputs, o)
+			}
+		}
+		if slices.Contains(outputs, p) {
+			return drv, outputs, nil
+		}
+	}
+	return store.Path{}, nil, failure(protocol.MiscFailure, "'%s' is damaged, and no derivation is known that builds it", p)
+}
+
+// damaged reads objects and returns those that are not what is registered.
+func (b *Builder) damaged(ctx context.Context, paths []store.Path) (map[store.Path]bool, error) {
+	var mu sync.Mutex
+	bad := map[store.Path]bool{}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for _, p := range paths {
+		g.Go(func() error {
+			whole, err := b.whole(ctx, p)
+			if err == nil && !whole {
+				mu.Lock()
+				bad[p] = true
+				mu.Unlock()
+			}
+			return err
+		})
+	}
+	return bad, g.Wait()
+}
+
+// whole reports whether an object is as it was registered.
+func (b *Builder) whole(ctx context.Context, p store.Path) (bool, error) {
+	info, err := b.store.Info(ctx, p)
+	if err != nil {
+		return false, err
+	}
+	if info.NarHash.IsZero() {
+		return true, nil
+	}
+	h := sha256.New()
+	w := bufio.NewWriterSize(&cancellableWriter{ctx, h}, ioSize)
+	err = nar.Dump(w, b.store.RealPath(p))
+	if err == nil {
+		err = w.Flush()
+	}
+	switch {
+	case ctx.Err() != nil:
+		return false, context.Cause(ctx)
+	case err != nil && !errors.Is(err, os.ErrPermission):
+		return false, nil // there is something else than an object, or nothing
+	case err != nil:
+		return false, err
+	}
+	return store.NewHash(store.SHA256, h.Sum(nil)) == info.NarHash, nil
+}
+
+type cancellableWriter struct {
+	ctx context.Context
+	w   io.Writer
+}
+
+func (c *cancellableWriter) Write(p []byte) (int, error) {
+	if c.ctx.Err() != nil {
+		return 0, context.Cause(c.ctx)
+	}
+	return c.w.Write(p)
+}
+
+// replace puts outputs that were built again in the place of damaged ones.
+func (a *attempt) replace(ctx context.Context) error {
+	for _, o := range a.outputs {
+		known, same, err := a.known(ctx, o)
+		if err != nil {
+			return err
+		}
+		if !same {
+			return failure(protocol.NotDeterministic, "'%s' cannot be repaired by building '%s' again: the result is another one", known, a.key.drv)
+		}
+		if whole, err := a.b.whole(ctx, known); whole || err != nil {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if err := a.b.store.ReplaceTree(ctx, known, a.tempOutput(o)); err != nil {
+			return fmt.Errorf("repair '%s': %w", known, err)
+		}
+	}
+	return nil
+}
