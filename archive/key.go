@@ -134,15 +134,16 @@ func (k PublicKey) Verify(text []byte, signature string) bool {
 
 // VerifyInfo returns the first of keys that signed an object's description.
 func VerifyInfo(info *store.Info, keys []PublicKey) (PublicKey, bool) {
-	return verifyAny([]byte(info.Fingerprint()), info.Signatures, keys)
+	return VerifyText([]byte(info.Fingerprint()), info.Signatures, keys)
 }
 
 // VerifyRealisation returns the first of keys that signed a realisation.
 func VerifyRealisation(r *store.Realisation, keys []PublicKey) (PublicKey, bool) {
-	return verifyAny([]byte(r.Fingerprint()), r.Signatures, keys)
+	return VerifyText([]byte(r.Fingerprint()), r.Signatures, keys)
 }
 
-func verifyAny(text []byte, signatures []string, keys []PublicKey) (PublicKey, bool) {
+// VerifyText returns the first of keys that signed a text.
+func VerifyText(text []byte, signatures []string, keys []PublicKey) (PublicKey, bool) {
 	for _, k := range keys {
 		for _, s := range signatures {
 			if k.Verify(text, s) {
@@ -151,6 +152,15 @@ func verifyAny(text []byte, signatures []string, keys []PublicKey) (PublicKey, b
 		}
 	}
 	return PublicKey{}, false
+}
+
+// SignatureKey returns the name of the key that a signature says it is by. What is no signature is ErrKey.
+func SignatureKey(signature string) (string, error) {
+	name, _, err := cutKey(signature, ed25519.SignatureSize)
+	if err != nil {
+		return "", fmt.Errorf("signature %q: %w", clip(signature), err)
+	}
+	return name, nil
 }
 
 // Name returns the key's name.

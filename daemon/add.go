@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 
+	"cairn/archive"
 	"cairn/archive/nar"
 	"cairn/archive/wire"
 	"cairn/daemon/protocol"
@@ -55,8 +56,10 @@ func (x *session) addToStore(ctx context.Context, a addition) (reply, error) {
 	if a.algo == 0 {
 		return nil, fmt.Errorf("add %s: unknown hash algorithm", a.name)
 	}
-	if a.repair && !x.peer.Trusted {
-		return nil, fmt.Errorf("add %s: repair: %w", a.name, protocol.ErrNotAllowed)
+	if a.repair {
+		if err := x.need(archive.Repair, fmt.Sprintf("add %s: repair", a.name)); err != nil {
+			return nil, err
+		}
 	}
 	info, err := x.addContents(ctx, a)
 	if err != nil {
@@ -170,21 +173,6 @@ func (x *session) addArchive(ctx context.Context, a archived, r *wire.Reader) er
 	return x.server.store.Add(ctx, a.info, contents)
 }
 
-// admit says whether the peer may add such an object.
-func (x *session) admit(a archived) error {
-	if x.peer.Trusted {
-		if a.unsigned {
-			return nil
-		}
-		return x.server.vouch(a.info)
-	}
-	if a.repair {
-		return fmt.Errorf("repair: %w", protocol.ErrNotAllowed)
-	}
-	a.info.Ultimate = false
-	return x.server.vouch(a.info)
-}
-
 // pull asks the client for data with Read messages, as 1.21, 1.22 and ImportPaths do it.
 type pull struct {
 	x    *session
@@ -264,30 +252,4 @@ func (x *session) narFromPath(ctx context.Context, p store.Path) (reply, error) 
 		return nil, err
 	}
 	return func(e *protocol.Encoder) error { return x.server.store.NAR(x.ctx, p, e.Wire()) }, nil
-}
-
-// signatures is the request of AddSignatures.
-type signatures struct {
-	path store.Path
-	list []string
-}
-
-func readSignatures(d *protocol.Decoder) signatures {
-	return signatures{d.Path(), d.Texts(protocol.MaxPath)}
-}
-
-// maxSignatures is how many signatures come at a time.
-const maxSignatures = 64
-
-// addSignatures takes any signature from trusted peers, from others only those of keys that may import.
-func (x *session) addSignatures(ctx context.Context, q signatures) (reply, error) {
-	if len(q.list) > maxSignatures {
-		return nil, fmt.Errorf("sign %s: %d signatures, the limit is %d", q.path, len(q.list), maxSignatures)
-	}
-	if !x.peer.Trusted {
-		if err := x.server.checkSignatures(ctx, q); err != nil {
-			return nil, fmt.Errorf("sign %s: %w", q.path, err)
-		}
-	}
-	return one, x.server.store.AddSignatures(ctx, q.path, q.list)
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"cairn/archive"
 	"cairn/daemon/build"
 	"cairn/daemon/protocol"
 	"cairn/derivation"
@@ -29,8 +30,8 @@ func (x *session) modeOf(n uint64) (build.Mode, error) {
 	switch mode := build.Mode(n); {
 	case n > uint64(build.Check):
 		return 0, fmt.Errorf("build mode %d is unknown", n)
-	case mode == build.Repair && !x.peer.Trusted:
-		return 0, fmt.Errorf("repair: %w", protocol.ErrNotAllowed)
+	case mode == build.Repair:
+		return mode, x.need(archive.Repair, "repair")
 	default:
 		return mode, nil
 	}
@@ -166,7 +167,7 @@ func readBuildDerivation(d *protocol.Decoder) basicBuild {
 	return basicBuild{p, d.BasicDerivation(strings.TrimSuffix(p.Name(), ".drv")), d.Uint64()}
 }
 
-// buildDerivation builds what need not be in the store. Who is not trusted may only have outputs that prove
+// buildDerivation builds what need not be in the store. Who may not import may only have outputs that prove
 // themselves, and only under the derivation's own path.
 func (x *session) buildDerivation(ctx context.Context, q basicBuild) (reply, error) {
 	mode, err := x.modeOf(q.mode)
@@ -176,7 +177,7 @@ func (x *session) buildDerivation(ctx context.Context, q basicBuild) (reply, err
 	if !q.path.IsDerivation() {
 		return nil, fmt.Errorf("build %s: it is no derivation", q.path)
 	}
-	if !x.peer.Trusted {
+	if !x.may(archive.Import) {
 		if q.path, err = ownPath(q.drv, q.path); err != nil {
 			return nil, err
 		}

@@ -20,11 +20,19 @@
 //
 // # Rights
 //
-// The peer of a unix socket is known by its credentials, once, when it connects. Root, the
-// daemon's own user and the setting trusted-users are trusted; the others have the rights that the
-// table says. Whoever is not trusted can make a path valid only if the path is
-// content-addressed, or was built here, or carries a signature by a key that the ACL lets
-// import. A .drv becomes valid, whoever adds it, only when the outputs that it claims are its own.
+// The peer of a unix socket is known by its credentials. Once, when it connects, the access list says what it may do
+// (package archive has the verbs; access.go adds the rules that Nix's settings are). Root and the
+// daemon's own user may do everything. The table says which verb an operation takes; what an operation may
+// do besides, its handler asks for: to repair, to delete, to see others, to override settings, to add without proof.
+// The list is read again when its file changes: rights hold for new sessions, keys at once. A list that is wrong allows nobody
+// anything but root.
+//
+// A client may give rights away before the handshake (protocol.ReadLimit), never get more.
+//
+// Whoever lacks the verb import can make a path valid only if the path is
+// content-addressed, or was built here, or carries a signature by a key that may
+// import. A .drv becomes valid, whoever adds it, only when the outputs that it claims are its own (package disk).
+// Anybody may attach signatures; the list decides which count.
 //
 // # Keeping alive
 //
@@ -58,6 +66,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"cairn/archive"
 	"cairn/daemon/build"
 	"cairn/daemon/settings"
 	"cairn/store/disk"
@@ -79,12 +88,13 @@ const (
 type Options struct {
 	// Version is the text that the handshake shows; the default is "cairn".
 	Version string
-	// ACL is the file with the keys that may import; the default is "acl" in the layout's ConfDir.
+	// ACL is the file that says who may do what; the default is "acl" in the layout's ConfDir.
 	ACL string
 	// SigningKey is the file with the secret key of exports; the default is "signing-key.sec" there.
 	SigningKey string
-	// Settings are what sessions start with, and who is trusted and may connect; the default is settings.Defaults.
-	// Root and the daemon's own user are always trusted.
+	// Rights, unless they are none, are what every peer may do, whoever it is and whatever the ACL says.
+	Rights archive.Verbs
+	// Settings are what sessions start with, and rules beside the ACL; the default is settings.Defaults.
 	Settings *settings.Settings
 	// MaxConnections limits sessions; a user who is not trusted may have half of them.
 	MaxConnections int
@@ -101,6 +111,7 @@ type Server struct {
 	hashes   *hashes
 	opts     Options
 	settings *settings.Settings // never changed
+	access   *access
 	log      *slog.Logger
 	began    time.Time
 	ids      atomic.Uint64 // of activities
@@ -127,6 +138,7 @@ func New(s *disk.Store, b *build.Builder, opts *Options) *Server {
 		listeners: map[net.Listener]bool{}, sessions: map[*session]bool{}, users: map[int]int{},
 	}
 	srv.setDefaults()
+	srv.access = &access{file: srv.opts.ACL, settings: srv.settings, log: srv.log}
 	srv.ctx, srv.cancel = context.WithCancelCause(context.Background())
 	return srv
 }
@@ -218,7 +230,7 @@ func (s *Server) track() bool {
 
 // serve is the life of an accepted connection.
 func (s *Server) serve(c net.Conn) {
-	peer, err := s.peerOf(c)
+	peer, err := peerOf(c)
 	if err != nil {
 		s.log.Warn("refuse connection", "error", err)
 		c.Close()
@@ -273,7 +285,7 @@ func (s *Server) enter(x *session) error {
 		return ErrShutdown
 	case len(s.sessions) >= s.opts.MaxConnections:
 		return fmt.Errorf("the daemon has %d connections, which is its limit; try again later", len(s.sessions))
-	case !x.peer.Trusted && s.users[uid] >= max(1, s.opts.MaxConnections/2):
+	case x.rights != archive.All && s.users[uid] >= max(1, s.opts.MaxConnections/2):
 		return fmt.Errorf("user %d has %d connections to the daemon, which is the limit; try again later", uid, s.users[uid])
 	}
 	s.sessions[x] = true

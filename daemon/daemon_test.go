@@ -409,8 +409,8 @@ func TestTrust(t *testing.T) {
 	if err := c.Add(ctx, liar, bytes.NewReader(contents)); err == nil {
 		t.Error("a content address that does not make the path is accepted")
 	}
-	if err := c.AddSignatures(ctx, info.Path, []string{"x:" + strings.Repeat("A", 86) + "=="}); !errors.Is(err, store.ErrUntrusted) {
-		t.Errorf("add signature: %v", err)
+	if err := c.AddSignatures(ctx, info.Path, []string{"x:" + strings.Repeat("A", 86) + "=="}); err != nil {
+		t.Errorf("add signature that counts for nothing: %v", err)
 	}
 	if err := c.AddPermRoot(ctx, info.Path, "/tmp/root"); !errors.Is(err, protocol.ErrNotAllowed) {
 		t.Errorf("perm root: %v", err)

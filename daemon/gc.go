@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 
+	"cairn/archive"
 	"cairn/daemon/protocol"
 	"cairn/store"
 	"cairn/store/disk"
@@ -46,7 +47,7 @@ func (x *session) syncWithGC(context.Context, struct{}) (reply, error) { return 
 // censored stands for a root that is not the business of who asks.
 const censored = "{censored}"
 
-// findRoots shows links to everybody, what others run or work on only to trusted peers.
+// findRoots shows links to everybody, what others run or work on only to who may inspect.
 func (x *session) findRoots(ctx context.Context, _ struct{}) (reply, error) {
 	found, err := gc.Roots(ctx, x.server.store)
 	if err != nil {
@@ -59,7 +60,7 @@ func (x *session) findRoots(ctx context.Context, _ struct{}) (reply, error) {
 		}
 		link := r.Link
 		if r.Kind != gc.KindLink && r.Kind != gc.KindProfile {
-			if link = "{" + string(r.Kind) + ":" + r.Link + "}"; !x.peer.Trusted {
+			if link = "{" + string(r.Kind) + ":" + r.Link + "}"; !x.may(archive.Inspect) {
 				link = censored
 			}
 		}
@@ -92,6 +93,9 @@ func (x *session) collectGarbage(ctx context.Context, o *protocol.GCOptions) (re
 		}
 	}
 	if opts.Action >= gc.DeleteDead {
+		if err := x.need(archive.GC, "collect garbage"); err != nil {
+			return nil, err
+		}
 		x.tell("finding garbage collector roots...")
 	}
 	r, err := x.collectWith(ctx, opts)
@@ -165,6 +169,11 @@ func (x *session) collect(ctx context.Context, request string) (reply, error) {
 	if q.MaxFreed < 0 {
 		return nil, fmt.Errorf("collect garbage: max-freed is negative")
 	}
+	if !q.DryRun {
+		if err := x.need(archive.GC, "collect garbage"); err != nil {
+			return nil, err
+		}
+	}
 	opts := gc.Options{Action: gc.DeleteDead, MaxFreed: q.MaxFreed, DryRun: q.DryRun}
 	if len(q.Paths) > 0 {
 		opts.Action, opts.Paths = gc.DeleteSpecific, q.Paths
@@ -176,7 +185,7 @@ func (x *session) collect(ctx context.Context, request string) (reply, error) {
 	return replyJSON(r)
 }
 
-// gcWhy answers with chains; whose process or lease it is, only trusted peers learn.
+// gcWhy answers with chains; whose process or lease it is, only who may inspect learns.
 func (x *session) gcWhy(ctx context.Context, p store.Path) (reply, error) {
 	found, err := gc.Why(ctx, x.server.store, p)
 	if err != nil {
@@ -185,7 +194,7 @@ func (x *session) gcWhy(ctx context.Context, p store.Path) (reply, error) {
 	chains := make([]protocol.Chain, 0, len(found))
 	for _, c := range found {
 		link := c.Root.Link
-		if !x.peer.Trusted && c.Root.Kind != gc.KindLink && c.Root.Kind != gc.KindProfile {
+		if !x.may(archive.Inspect) && c.Root.Kind != gc.KindLink && c.Root.Kind != gc.KindProfile {
 			link = censored
 		}
 		chains = append(chains, protocol.Chain{Kind: string(c.Root.Kind), Link: link, Paths: c.Paths})
@@ -205,8 +214,8 @@ func readVerify(d *protocol.Decoder) verification { return verification{d.Bool()
 // verifyStore tells what is wrong in lines of log. It repairs nothing: what is wrong remains.
 func (x *session) verifyStore(ctx context.Context, q verification) (reply, error) {
 	if q.repair {
-		if !x.peer.Trusted {
-			return nil, fmt.Errorf("verify store: repair: %w", protocol.ErrNotAllowed)
+		if err := x.need(archive.Repair, "verify store: repair"); err != nil {
+			return nil, err
 		}
 		x.warn("this daemon cannot repair; it only says what is wrong")
 	}

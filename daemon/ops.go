@@ -4,15 +4,8 @@ import (
 	"context"
 	"slices"
 
+	"cairn/archive"
 	"cairn/daemon/protocol"
-)
-
-// right says who may ask for an operation.
-type right uint8
-
-const (
-	anyone  right = iota // who may connect
-	trusted              // root, the daemon's user, the setting trusted-users
 )
 
 // reply writes an operation's reply. An error ends the session.
@@ -27,9 +20,9 @@ type operation struct {
 	name    string
 	since   int // the least minor version that may ask for it
 	feature protocol.Feature
-	right   right
-	framed  int  // from which minor version on the body comes in frames; zero: no body
-	long    bool // watch whether the client hangs up
+	verb    archive.Verbs // what it takes; finer effects ask for more in the handler
+	framed  int           // from which minor version on the body comes in frames; zero: no body
+	long    bool          // watch whether the client hangs up
 	handle  func(*session) runner
 }
 
@@ -46,56 +39,56 @@ func none(*protocol.Decoder) struct{} { return struct{}{} }
 
 // operations is what the daemon can do, in the order of the numbers.
 var operations = []operation{
-	{op: protocol.OpIsValidPath, name: "IsValidPath", handle: on(readPath, (*session).isValidPath)},
-	{op: protocol.OpHasSubstitutes, name: "HasSubstitutes", handle: on(readPath, (*session).hasSubstitutes)},
-	{op: protocol.OpQueryPathHash, name: "QueryPathHash", handle: on(readPath, (*session).queryPathHash)},
-	{op: protocol.OpQueryReferences, name: "QueryReferences", handle: on(readPath, (*session).queryReferences)},
-	{op: protocol.OpQueryReferrers, name: "QueryReferrers", handle: on(readPath, (*session).queryReferrers)},
-	{op: protocol.OpAddToStore, name: "AddToStore", framed: 25, handle: on(readAddition, (*session).addToStore)},
-	{op: protocol.OpAddTextToStore, name: "AddTextToStore", handle: on(readText, (*session).addTextToStore)},
-	{op: protocol.OpBuildPaths, name: "BuildPaths", long: true, handle: on(readBuild, (*session).buildPaths)},
-	{op: protocol.OpEnsurePath, name: "EnsurePath", long: true, handle: on(readPath, (*session).ensurePath)},
-	{op: protocol.OpAddTempRoot, name: "AddTempRoot", handle: on(readPath, (*session).addTempRoot)},
-	{op: protocol.OpAddIndirectRoot, name: "AddIndirectRoot", handle: on(readLink, (*session).addIndirectRoot)},
-	{op: protocol.OpSyncWithGC, name: "SyncWithGC", handle: on(none, (*session).syncWithGC)},
-	{op: protocol.OpFindRoots, name: "FindRoots", long: true, handle: on(none, (*session).findRoots)},
-	{op: protocol.OpExportPath, name: "ExportPath", long: true, handle: on(readExport, (*session).exportPath)},
-	{op: protocol.OpQueryDeriver, name: "QueryDeriver", handle: on(readPath, (*session).queryDeriver)},
-	{op: protocol.OpSetOptions, name: "SetOptions", handle: on((*protocol.Decoder).Options, (*session).setOptions)},
-	{op: protocol.OpCollectGarbage, name: "CollectGarbage", long: true, handle: on((*protocol.Decoder).GCOptions, (*session).collectGarbage)},
-	{op: protocol.OpQuerySubstitutablePathInfo, name: "QuerySubstitutablePathInfo", handle: on(readPath, (*session).querySubstitutablePathInfo)},
-	{op: protocol.OpQueryDerivationOutputs, name: "QueryDerivationOutputs", handle: on(readPath, (*session).queryDerivationOutputs)},
-	{op: protocol.OpQueryAllValidPaths, name: "QueryAllValidPaths", handle: on(none, (*session).queryAllValidPaths)},
-	{op: protocol.OpQueryPathInfo, name: "QueryPathInfo", handle: on(readPath, (*session).queryPathInfo)},
-	{op: protocol.OpImportPaths, name: "ImportPaths", right: trusted, handle: on(none, (*session).importPaths)},
-	{op: protocol.OpQueryDerivationOutputNames, name: "QueryDerivationOutputNames", handle: on(readPath, (*session).queryDerivationOutputNames)},
-	{op: protocol.OpQueryPathFromHashPart, name: "QueryPathFromHashPart", handle: on(readDigest, (*session).queryPathFromHashPart)},
-	{op: protocol.OpQuerySubstitutablePathInfos, name: "QuerySubstitutablePathInfos", handle: on(readSubstitutable, (*session).querySubstitutablePathInfos)},
-	{op: protocol.OpQueryValidPaths, name: "QueryValidPaths", handle: on(readValid, (*session).queryValidPaths)},
-	{op: protocol.OpQuerySubstitutablePaths, name: "QuerySubstitutablePaths", handle: on((*protocol.Decoder).Paths, (*session).querySubstitutablePaths)},
-	{op: protocol.OpQueryValidDerivers, name: "QueryValidDerivers", handle: on(readPath, (*session).queryValidDerivers)},
-	{op: protocol.OpOptimiseStore, name: "OptimiseStore", long: true, handle: on(none, (*session).optimiseStore)},
-	{op: protocol.OpVerifyStore, name: "VerifyStore", long: true, handle: on(readVerify, (*session).verifyStore)},
-	{op: protocol.OpBuildDerivation, name: "BuildDerivation", long: true, handle: on(readBuildDerivation, (*session).buildDerivation)},
-	{op: protocol.OpAddSignatures, name: "AddSignatures", handle: on(readSignatures, (*session).addSignatures)},
-	{op: protocol.OpNarFromPath, name: "NarFromPath", handle: on(readPath, (*session).narFromPath)},
-	{op: protocol.OpAddToStoreNar, name: "AddToStoreNar", framed: 23, handle: on(readNAR, (*session).addToStoreNar)},
-	{op: protocol.OpQueryMissing, name: "QueryMissing", since: 19, long: true, handle: on((*protocol.Decoder).Targets, (*session).queryMissing)},
-	{op: protocol.OpQueryDerivationOutputMap, name: "QueryDerivationOutputMap", since: 22, handle: on(readPath, (*session).queryDerivationOutputMap)},
-	{op: protocol.OpRegisterDrvOutput, name: "RegisterDrvOutput", since: 27, handle: on(readRealisation, (*session).registerDrvOutput)},
-	{op: protocol.OpQueryRealisation, name: "QueryRealisation", since: 27, handle: on(readOutput, (*session).queryRealisation)},
-	{op: protocol.OpAddMultipleToStore, name: "AddMultipleToStore", since: 32, framed: 32, handle: on(readMultiple, (*session).addMultipleToStore)},
-	{op: protocol.OpAddBuildLog, name: "AddBuildLog", since: 32, right: trusted, framed: 32, handle: on(readLogOf, (*session).addBuildLog)},
-	{op: protocol.OpBuildPathsWithResults, name: "BuildPathsWithResults", since: 34, long: true, handle: on(readBuild, (*session).buildPathsWithResults)},
-	{op: protocol.OpAddPermRoot, name: "AddPermRoot", since: 36, right: trusted, handle: on(readPermRoot, (*session).addPermRoot)},
+	{op: protocol.OpIsValidPath, name: "IsValidPath", verb: archive.Connect, handle: on(readPath, (*session).isValidPath)},
+	{op: protocol.OpHasSubstitutes, name: "HasSubstitutes", verb: archive.Connect, handle: on(readPath, (*session).hasSubstitutes)},
+	{op: protocol.OpQueryPathHash, name: "QueryPathHash", verb: archive.Connect, handle: on(readPath, (*session).queryPathHash)},
+	{op: protocol.OpQueryReferences, name: "QueryReferences", verb: archive.Connect, handle: on(readPath, (*session).queryReferences)},
+	{op: protocol.OpQueryReferrers, name: "QueryReferrers", verb: archive.Connect, handle: on(readPath, (*session).queryReferrers)},
+	{op: protocol.OpAddToStore, name: "AddToStore", verb: archive.Add, framed: 25, handle: on(readAddition, (*session).addToStore)},
+	{op: protocol.OpAddTextToStore, name: "AddTextToStore", verb: archive.Add, handle: on(readText, (*session).addTextToStore)},
+	{op: protocol.OpBuildPaths, name: "BuildPaths", verb: archive.Build, long: true, handle: on(readBuild, (*session).buildPaths)},
+	{op: protocol.OpEnsurePath, name: "EnsurePath", verb: archive.Connect, long: true, handle: on(readPath, (*session).ensurePath)},
+	{op: protocol.OpAddTempRoot, name: "AddTempRoot", verb: archive.Connect, handle: on(readPath, (*session).addTempRoot)},
+	{op: protocol.OpAddIndirectRoot, name: "AddIndirectRoot", verb: archive.Root, handle: on(readLink, (*session).addIndirectRoot)},
+	{op: protocol.OpSyncWithGC, name: "SyncWithGC", verb: archive.Connect, handle: on(none, (*session).syncWithGC)},
+	{op: protocol.OpFindRoots, name: "FindRoots", verb: archive.Connect, long: true, handle: on(none, (*session).findRoots)},
+	{op: protocol.OpExportPath, name: "ExportPath", verb: archive.Connect, long: true, handle: on(readExport, (*session).exportPath)},
+	{op: protocol.OpQueryDeriver, name: "QueryDeriver", verb: archive.Connect, handle: on(readPath, (*session).queryDeriver)},
+	{op: protocol.OpSetOptions, name: "SetOptions", verb: archive.Connect, handle: on((*protocol.Decoder).Options, (*session).setOptions)},
+	{op: protocol.OpCollectGarbage, name: "CollectGarbage", verb: archive.Connect, long: true, handle: on((*protocol.Decoder).GCOptions, (*session).collectGarbage)},
+	{op: protocol.OpQuerySubstitutablePathInfo, name: "QuerySubstitutablePathInfo", verb: archive.Connect, handle: on(readPath, (*session).querySubstitutablePathInfo)},
+	{op: protocol.OpQueryDerivationOutputs, name: "QueryDerivationOutputs", verb: archive.Connect, handle: on(readPath, (*session).queryDerivationOutputs)},
+	{op: protocol.OpQueryAllValidPaths, name: "QueryAllValidPaths", verb: archive.Connect, handle: on(none, (*session).queryAllValidPaths)},
+	{op: protocol.OpQueryPathInfo, name: "QueryPathInfo", verb: archive.Connect, handle: on(readPath, (*session).queryPathInfo)},
+	{op: protocol.OpImportPaths, name: "ImportPaths", verb: archive.Import, handle: on(none, (*session).importPaths)},
+	{op: protocol.OpQueryDerivationOutputNames, name: "QueryDerivationOutputNames", verb: archive.Connect, handle: on(readPath, (*session).queryDerivationOutputNames)},
+	{op: protocol.OpQueryPathFromHashPart, name: "QueryPathFromHashPart", verb: archive.Connect, handle: on(readDigest, (*session).queryPathFromHashPart)},
+	{op: protocol.OpQuerySubstitutablePathInfos, name: "QuerySubstitutablePathInfos", verb: archive.Connect, handle: on(readSubstitutable, (*session).querySubstitutablePathInfos)},
+	{op: protocol.OpQueryValidPaths, name: "QueryValidPaths", verb: archive.Connect, handle: on(readValid, (*session).queryValidPaths)},
+	{op: protocol.OpQuerySubstitutablePaths, name: "QuerySubstitutablePaths", verb: archive.Connect, handle: on((*protocol.Decoder).Paths, (*session).querySubstitutablePaths)},
+	{op: protocol.OpQueryValidDerivers, name: "QueryValidDerivers", verb: archive.Connect, handle: on(readPath, (*session).queryValidDerivers)},
+	{op: protocol.OpOptimiseStore, name: "OptimiseStore", verb: archive.Verify, long: true, handle: on(none, (*session).optimiseStore)},
+	{op: protocol.OpVerifyStore, name: "VerifyStore", verb: archive.Verify, long: true, handle: on(readVerify, (*session).verifyStore)},
+	{op: protocol.OpBuildDerivation, name: "BuildDerivation", verb: archive.Build, long: true, handle: on(readBuildDerivation, (*session).buildDerivation)},
+	{op: protocol.OpAddSignatures, name: "AddSignatures", verb: archive.Add, handle: on(readSignatures, (*session).addSignatures)},
+	{op: protocol.OpNarFromPath, name: "NarFromPath", verb: archive.Connect, handle: on(readPath, (*session).narFromPath)},
+	{op: protocol.OpAddToStoreNar, name: "AddToStoreNar", verb: archive.Add, framed: 23, handle: on(readNAR, (*session).addToStoreNar)},
+	{op: protocol.OpQueryMissing, name: "QueryMissing", verb: archive.Connect, since: 19, long: true, handle: on((*protocol.Decoder).Targets, (*session).queryMissing)},
+	{op: protocol.OpQueryDerivationOutputMap, name: "QueryDerivationOutputMap", verb: archive.Connect, since: 22, handle: on(readPath, (*session).queryDerivationOutputMap)},
+	{op: protocol.OpRegisterDrvOutput, name: "RegisterDrvOutput", verb: archive.Add, since: 27, handle: on(readRealisation, (*session).registerDrvOutput)},
+	{op: protocol.OpQueryRealisation, name: "QueryRealisation", verb: archive.Connect, since: 27, handle: on(readOutput, (*session).queryRealisation)},
+	{op: protocol.OpAddMultipleToStore, name: "AddMultipleToStore", verb: archive.Add, since: 32, framed: 32, handle: on(readMultiple, (*session).addMultipleToStore)},
+	{op: protocol.OpAddBuildLog, name: "AddBuildLog", verb: archive.Import, since: 32, framed: 32, handle: on(readLogOf, (*session).addBuildLog)},
+	{op: protocol.OpBuildPathsWithResults, name: "BuildPathsWithResults", verb: archive.Build, since: 34, long: true, handle: on(readBuild, (*session).buildPathsWithResults)},
+	{op: protocol.OpAddPermRoot, name: "AddPermRoot", verb: archive.Pin, since: 36, handle: on(readPermRoot, (*session).addPermRoot)},
 
-	{op: protocol.OpImportBundle, name: "ImportBundle", feature: protocol.FeatureCairn, framed: 38, handle: on(none, (*session).importBundle)},
-	{op: protocol.OpExportBundle, name: "ExportBundle", feature: protocol.FeatureCairn, long: true, handle: on(readBundle, (*session).exportBundle)},
-	{op: protocol.OpFollowLog, name: "FollowLog", feature: protocol.FeatureCairn, long: true, handle: on(readPath, (*session).followLog)},
-	{op: protocol.OpGCWhy, name: "GCWhy", feature: protocol.FeatureCairn, long: true, handle: on(readPath, (*session).gcWhy)},
-	{op: protocol.OpStatus, name: "Status", feature: protocol.FeatureCairn, handle: on(none, (*session).status)},
-	{op: protocol.OpCollectGarbage2, name: "CollectGarbage2", feature: protocol.FeatureCairn, long: true, handle: on(readCollect, (*session).collect)},
-	{op: protocol.OpQueryClosure, name: "QueryClosure", feature: protocol.FeatureCairn, handle: on((*protocol.Decoder).Paths, (*session).queryClosure)},
+	{op: protocol.OpImportBundle, name: "ImportBundle", verb: archive.Add, feature: protocol.FeatureCairn, framed: 38, handle: on(none, (*session).importBundle)},
+	{op: protocol.OpExportBundle, name: "ExportBundle", verb: archive.Export, feature: protocol.FeatureCairn, long: true, handle: on(readBundle, (*session).exportBundle)},
+	{op: protocol.OpFollowLog, name: "FollowLog", verb: archive.Connect, feature: protocol.FeatureCairn, long: true, handle: on(readPath, (*session).followLog)},
+	{op: protocol.OpGCWhy, name: "GCWhy", verb: archive.Connect, feature: protocol.FeatureCairn, long: true, handle: on(readPath, (*session).gcWhy)},
+	{op: protocol.OpStatus, name: "Status", verb: archive.Connect, feature: protocol.FeatureCairn, handle: on(none, (*session).status)},
+	{op: protocol.OpCollectGarbage2, name: "CollectGarbage2", verb: archive.Connect, feature: protocol.FeatureCairn, long: true, handle: on(readCollect, (*session).collect)},
+	{op: protocol.OpQueryClosure, name: "QueryClosure", verb: archive.Connect, feature: protocol.FeatureCairn, handle: on((*protocol.Decoder).Paths, (*session).queryClosure)},
 }
 
 // find returns the row of an operation, or nil when that session has none.

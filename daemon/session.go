@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"cairn/archive"
 	"cairn/archive/wire"
 	"cairn/daemon/protocol"
 	"cairn/store"
@@ -25,11 +26,15 @@ const readBuffer = 32 << 10
 // handshakeTime is how long a client may take to say who it is.
 const handshakeTime = 30 * time.Second
 
+// refusalTime is the same for one who will be refused, and holds a connection until then.
+const refusalTime = 5 * time.Second
+
 // session is one connection.
 type session struct {
 	server *Server
 	ctx    context.Context // of all work
 	peer   Peer
+	rights archive.Verbs // decided once, when it begins
 	conn   io.ReadWriteCloser
 	d      *protocol.Decoder
 	e      *protocol.Encoder
@@ -51,13 +56,16 @@ type session struct {
 // session runs a session to its end. A client that leaves between requests is no error.
 func (s *Server) session(ctx context.Context, rw io.ReadWriteCloser, peer Peer) error {
 	x := &session{server: s, ctx: ctx, peer: peer, conn: rw, set: choices{Settings: s.settings}, memory: memory{all: &s.memory}}
-	refused := s.enter(x)
+	rights, refused := s.rightsOf(peer)
+	if x.rights = rights; refused == nil {
+		refused = s.enter(x)
+	}
 	defer x.end()
 	format, err := x.handshake(refused)
 	if err != nil {
 		return err
 	}
-	s.log.Debug("session", "uid", peer.UID, "pid", peer.PID, "trusted", peer.Trusted, "protocol", format.Version, "features", format.Features)
+	s.log.Debug("session", "uid", peer.UID, "pid", peer.PID, "rights", x.rights.String(), "protocol", format.Version, "features", format.Features)
 	x.lease = s.store.Lease(fmt.Sprintf("session of uid %d pid %d", peer.UID, peer.PID), 0)
 	for {
 		more, err := x.next()
@@ -93,16 +101,24 @@ func (x *session) onEnd(f func()) {
 // handshake greets the client, or tells it why it is refused.
 func (x *session) handshake(refused error) (protocol.Format, error) {
 	if c, ok := x.conn.(net.Conn); ok {
-		c.SetDeadline(time.Now().Add(handshakeTime))
+		limit := handshakeTime
+		if refused != nil {
+			limit = refusalTime
+		}
+		c.SetDeadline(time.Now().Add(limit))
 		defer c.SetDeadline(time.Time{})
 	}
 	hello := protocol.Server{
 		Dir: x.server.store.Dir(), Name: x.server.opts.Version, Features: protocol.AllFeatures(), Trust: protocol.NotTrusted,
 	}
-	if x.peer.Trusted {
+	in := bufio.NewReaderSize((*patient)(x), readBuffer)
+	if err := x.lower(in); err != nil {
+		return protocol.Format{}, fmt.Errorf("handshake: %w", err)
+	}
+	if x.rights == archive.All {
 		hello.Trust = protocol.Trusted
 	}
-	r, w := wire.NewReader(bufio.NewReaderSize((*patient)(x), readBuffer)), wire.NewWriter(x.conn)
+	r, w := wire.NewReader(in), wire.NewWriter(x.conn)
 	f, err := hello.Handshake(r, w)
 	if err != nil {
 		return f, fmt.Errorf("handshake: %w", err)
@@ -114,6 +130,15 @@ func (x *session) handshake(refused error) (protocol.Format, error) {
 		return f, fmt.Errorf("handshake: %w", err)
 	}
 	return f, refused
+}
+
+// lower reads which rights the client wants at most, if it says so before the handshake.
+func (x *session) lower(in *bufio.Reader) error {
+	most, err := protocol.ReadLimit(in)
+	if err == nil && most != 0 {
+		x.rights &= most | archive.Connect
+	}
+	return err
 }
 
 // patient reads from a session's connection: without limit for the next request, but not for ever within one,
@@ -227,9 +252,9 @@ func (x *session) request(op *operation) error {
 	var rep reply
 	err := x.d.Err()
 	lost := x.d.Broken() != nil || err != nil && op.framed != 0 && !framed
-	if err == nil && op.right == trusted && !x.peer.Trusted {
-		err = fmt.Errorf("%s: %w: the daemon does not trust user %d", op.name, protocol.ErrNotAllowed, x.peer.UID)
-		lost = op.framed != 0 && !framed
+	if err == nil {
+		err = x.need(op.verb, op.name)
+		lost = err != nil && op.framed != 0 && !framed
 	}
 	if err == nil {
 		rep, err = x.work(op, run)

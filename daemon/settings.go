@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"cairn/archive"
 	"cairn/daemon/protocol"
 	"cairn/daemon/settings"
 )
@@ -33,7 +34,7 @@ func (x *session) setOptions(_ context.Context, o *protocol.Options) (reply, err
 		s.MaxSilent = time.Duration(min(o.MaxSilent, maxSeconds)) * time.Second
 	}
 	for _, name := range slices.Sorted(maps.Keys(o.Overrides)) {
-		if warning := s.Override(name, o.Overrides[name], x.peer.Trusted); warning != "" {
+		if warning := s.Override(name, o.Overrides[name], x.may(archive.Override)); warning != "" {
 			x.warn("%s", warning)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"cairn/archive"
 	"cairn/daemon/protocol"
 )
 
@@ -22,7 +23,13 @@ func replyJSON(v any) (reply, error) {
 }
 
 func (x *session) status(context.Context, struct{}) (reply, error) {
-	return replyJSON(x.server.Status(x.peer.Trusted))
+	return replyJSON(x.statusFor())
+}
+
+func (x *session) statusFor() *protocol.DaemonStatus {
+	st := x.server.Status(x.may(archive.Inspect))
+	st.You = protocol.You{Person: x.peer.person(), Trusted: x.rights == archive.All, Rights: x.rights}
+	return st
 }
 
 // Status returns what the server is and does. Who the others are and what they do is told only with all.
@@ -47,7 +54,7 @@ func (s *Server) Status(all bool) *protocol.DaemonStatus {
 func (x *session) activity() protocol.Busy {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	b := protocol.Busy{UID: x.peer.UID, PID: x.peer.PID, Trusted: x.peer.Trusted, Operation: x.busy}
+	b := protocol.Busy{UID: x.peer.UID, PID: x.peer.PID, Trusted: x.rights == archive.All, Operation: x.busy}
 	if x.busy != "" {
 		b.Seconds = time.Since(x.since).Seconds()
 	}

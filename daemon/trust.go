@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,48 +15,72 @@ import (
 	"cairn/store"
 )
 
-// vouch says whether anybody may add an object: it proves itself, or a key that may import signed it.
-// Contents are not looked at; the store does that.
-func (s *Server) vouch(info *store.Info) error {
-	if !info.CA.IsZero() {
-		return info.CheckContentAddress()
-	}
-	keys, err := s.importKeys()
+// signers returns the list of keys whose signatures count in this session: the ACL's, and those of the setting
+// trusted-public-keys, which the session may have overridden.
+func (x *session) signers() (*archive.ACL, error) {
+	acl, err := x.server.access.keys()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if _, ok := archive.VerifyInfo(info, keys); ok {
-		return nil
+	var rules []archive.Rule
+	for _, word := range x.set.TrustedPublicKeys {
+		if s, err := keySubject(word); err == nil {
+			rules = append(rules, archive.Rule{Subject: s, Verbs: archive.Import})
+		}
 	}
-	return fmt.Errorf("it is not content-addressed and %w", store.ErrUntrusted)
+	return acl.With(rules...), nil
 }
 
-// checkSignatures checks that each signature of a valid path is by a key that may import.
-func (s *Server) checkSignatures(ctx context.Context, q signatures) error {
-	info, err := s.store.Info(ctx, q.path)
+// signed returns nil when a key that may import has signed a text, or else store.ErrUntrusted. Whatever this daemon believes
+// because of a signature passes here, but for bundles, which have one signature for all of their objects.
+func (x *session) signed(text string, signatures []string) error {
+	list, err := x.signers()
 	if err != nil {
 		return err
 	}
-	keys, err := s.importKeys()
-	if err != nil {
-		return err
-	}
-	for _, sig := range q.list {
-		info.Signatures = []string{sig}
-		if _, ok := archive.VerifyInfo(info, keys); !ok {
-			return fmt.Errorf("signature %.100q %w", sig, store.ErrUntrusted)
-		}
+	if _, ok := archive.VerifyText([]byte(text), signatures, list.Keys(archive.Import)); !ok {
+		return store.ErrUntrusted
 	}
 	return nil
 }
 
-// importKeys returns the keys that may import.
-func (s *Server) importKeys() ([]archive.PublicKey, error) {
-	acl, err := archive.LoadACL(s.opts.ACL)
-	if err != nil {
-		return nil, err
+// vouch says whether anybody may add an object: it proves itself, or a key that may import has signed it.
+// Contents are not looked at; the store does that.
+func (x *session) vouch(info *store.Info) error {
+	if !info.CA.IsZero() {
+		return info.CheckContentAddress()
 	}
-	return acl.Keys(archive.Import), nil
+	err := x.signed(info.Fingerprint(), info.Signatures)
+	if errors.Is(err, store.ErrUntrusted) {
+		return fmt.Errorf("it is not content-addressed and %w", err)
+	}
+	return err
+}
+
+// admit says whether the peer may add such an object, and drops what it may not claim: where the object was built,
+// and signatures without number.
+func (x *session) admit(a archived) error {
+	if a.repair {
+		if err := x.need(archive.Repair, "repair"); err != nil {
+			return err
+		}
+	}
+	if x.may(archive.Import) {
+		if a.unsigned || !x.set.RequireSignatures {
+			return nil
+		}
+		return x.vouch(a.info)
+	}
+	a.info.Ultimate = false
+	if err := x.vouch(a.info); err != nil {
+		return err
+	}
+	list, err := x.signers()
+	if err != nil {
+		return err
+	}
+	a.info.Signatures = keepSignatures(a.info, nil, a.info.Signatures, list)
+	return nil
 }
 
 // maxDerivation is the size limit of a .drv.

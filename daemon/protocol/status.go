@@ -1,5 +1,7 @@
 package protocol
 
+import "cairn/archive"
+
 // DaemonStatus is what OpStatus answers, as JSON.
 type DaemonStatus struct {
 	Version     string  `json:"version"`
@@ -11,6 +13,14 @@ type DaemonStatus struct {
 	Sessions    []Busy  `json:"sessions"`
 	Uptime      float64 `json:"uptimeSeconds"`
 	Draining    bool    `json:"draining"`
+	You         You     `json:"you"`
+}
+
+// You is who asked, as the daemon knows it.
+type You struct {
+	archive.Person
+	Trusted bool          `json:"trusted"` // may do everything
+	Rights  archive.Verbs `json:"rights"`
 }
 
 // Busy is a session of DaemonStatus.
