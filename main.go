@@ -13,5 +13,5 @@ import (
 func main() {
 	sandbox.Init() // returns unless this process is a builder's first process
 	config.Init()  // returns unless this process evaluates for another
-	os.Exit(cli.Main(os.Args[1:]))
+	os.Exit(cli.Main(os.Args))
 }

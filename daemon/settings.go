@@ -25,8 +25,10 @@ const maxSeconds = 1 << 32
 func (x *session) setOptions(_ context.Context, o *protocol.Options) (reply, error) {
 	s := x.server.settings.Clone()
 	s.KeepFailed, s.KeepGoing, s.Fallback = o.KeepFailed, o.KeepGoing, o.Fallback
-	s.Cores = int(min(o.Cores, 1<<16))
-	if o.MaxJobs != protocol.KeepMaxJobs {
+	if o.Cores != protocol.Keep {
+		s.Cores = int(min(o.Cores, 1<<16))
+	}
+	if o.MaxJobs != protocol.Keep {
 		s.MaxJobs = int(min(o.MaxJobs, 1<<16))
 	}
 	s.Substitute = o.UseSubstitutes

@@ -37,6 +37,7 @@ var order = []string{
 	"daemon/sandbox",
 	"daemon/build",
 	"client",
+	"daemon/legacy",
 	"archive/ship",
 	"derivation/eval",
 	"services/system",

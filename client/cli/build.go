@@ -46,7 +46,7 @@ func (o *buildOptions) configure(ctx context.Context, s *session) error {
 	if !o.keepGoing && !o.keepFailed && o.timeout == 0 && o.maxSilent == 0 && o.cores == 0 {
 		return nil
 	}
-	opts := &protocol.Options{KeepGoing: o.keepGoing, KeepFailed: o.keepFailed, Cores: uint64(o.cores), UseSubstitutes: true, MaxJobs: protocol.KeepMaxJobs}
+	opts := &protocol.Options{KeepGoing: o.keepGoing, KeepFailed: o.keepFailed, Cores: uint64(o.cores), UseSubstitutes: true, MaxJobs: protocol.Keep}
 	opts.MaxSilent = uint64((o.maxSilent + time.Second - 1) / time.Second)
 	if o.timeout > 0 {
 		opts.Overrides = map[string]string{"timeout": strconv.FormatInt(int64((o.timeout+time.Second-1)/time.Second), 10)}

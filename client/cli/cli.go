@@ -44,7 +44,7 @@ type Env struct {
 	Root           string // --root: everything below this directory
 }
 
-// Main runs the command line of this process and returns its exit code.
+// Main runs the command line of this process, the program's name first, and returns its exit code.
 func Main(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
@@ -52,7 +52,7 @@ func Main(args []string) int {
 	if err != nil {
 		dir = "/"
 	}
-	return Run(ctx, &Env{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Dir: dir}, args)
+	return RunAs(ctx, &Env{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Dir: dir}, args[0], args[1:])
 }
 
 // Run runs one command and returns the exit code.

@@ -23,8 +23,9 @@ import (
 
 type daemonOptions struct {
 	engineOptions
-	stdio  bool
-	socket string
+	stdio     bool
+	untrusted bool // with stdio: the client gets no more rights than anybody
+	socket    string
 }
 
 func newDaemonCmd(env *Env) *cobra.Command {
@@ -116,10 +117,9 @@ func serve(ctx context.Context, env *Env, layout disk.Layout, eng *engine) error
 // daemonStdio joins standard input and output with the daemon, or is the daemon.
 func daemonStdio(ctx context.Context, env *Env, layout disk.Layout, o *daemonOptions) error {
 	rw := &stdio{Reader: env.Stdin, Writer: env.Stdout}
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "unix", layout.SocketPath)
+	conn, err := dialDaemon(ctx, layout, o.untrusted)
 	if err == nil {
-		return join(rw, conn.(*net.UnixConn))
+		return join(rw, conn)
 	}
 	if !nobodyListens(err) {
 		return fmt.Errorf("connect to the daemon: %w", err)
@@ -128,7 +128,9 @@ func daemonStdio(ctx context.Context, env *Env, layout disk.Layout, o *daemonOpt
 	if err != nil {
 		return err
 	}
-	err = eng.server.ServeConn(ctx, rw, self())
+	peer := self()
+	peer.Trusted = !o.untrusted
+	err = eng.server.ServeConn(ctx, rw, peer)
 	return errors.Join(err, eng.close())
 }
 

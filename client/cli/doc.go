@@ -229,13 +229,18 @@
 // as root, and speaks to it on standard input and output. People have no use for it;
 // it is worth a try only to see whether a machine's way in works.
 //
-//	cairn serve
+// With --legacy it answers as 'nix-store --serve' does: to Nix's ssh:// stores, to
+// nix-copy-closure and to build farms. Without --write the client may only read. A
+// link named nix-store to cairn does the same, so that clients need no setting.
+//
+//	cairn serve [--legacy [--write] [--store URI]]
 //
 // For example:
 //
-//	cairn serve < /dev/null
 //	cairn serve --from 10.0.0.1 < /dev/null
 //	ssh web-1 sudo -n cairn serve < /dev/null
+//	cairn serve --legacy --write --root ~/try < session
+//	nix copy --to 'ssh://web-1?remote-program=cairn%20serve%20--legacy' ./result
 //
 // # cairn store
 //

@@ -66,7 +66,20 @@ func (e *Env) connect(ctx context.Context) (*session, error) {
 		return nil, hinted(fmt.Errorf("connect to %s: %w", layout.SocketPath, errNoDaemon),
 			"as root: 'cairn init --daemon' installs and starts it; --root DIR works without one")
 	}
-	return e.connectInside(ctx, layout)
+	return e.connectInside(ctx, layout, &engineOptions{})
+}
+
+// connectAny reaches the daemon, or is one, also for the machine's own store, as Nix's programs would.
+func (e *Env) connectAny(ctx context.Context, o *engineOptions) (*session, error) {
+	s, err := e.connect(ctx)
+	if !errors.Is(err, errNoDaemon) {
+		return s, err
+	}
+	layout, err := e.layout()
+	if err != nil {
+		return nil, err
+	}
+	return e.connectInside(ctx, layout, o)
 }
 
 func nobodyListens(err error) bool {
@@ -74,11 +87,11 @@ func nobodyListens(err error) bool {
 }
 
 // connectInside runs a daemon in this process for one connection.
-func (e *Env) connectInside(ctx context.Context, layout disk.Layout) (*session, error) {
+func (e *Env) connectInside(ctx context.Context, layout disk.Layout, o *engineOptions) (*session, error) {
 	if _, err := os.Stat(layout.StateDir); errors.Is(err, fs.ErrNotExist) {
 		return nil, hinted(fmt.Errorf("open store: %w", err), "'cairn init --root %s' makes it", e.Root)
 	}
-	eng, err := openEngine(ctx, layout, e.Getenv, &engineOptions{})
+	eng, err := openEngine(ctx, layout, e.Getenv, o)
 	if err != nil {
 		return nil, err
 	}

@@ -28,6 +28,9 @@ const (
 // ErrNoPeer says that the other side does not speak the worker protocol.
 var ErrNoPeer = errors.New("peer does not speak the worker protocol")
 
+// ErrNoServe says that the other side does not speak the serve protocol.
+var ErrNoServe = errors.New("peer does not speak the protocol of nix-store --serve")
+
 // maxFeatures bounds what a peer may announce.
 const maxFeatures = 256
 

@@ -6,7 +6,7 @@ type Options struct {
 	KeepGoing      bool
 	Fallback       bool
 	Verbosity      Verbosity
-	MaxJobs        uint64 // 0: nothing is built on the daemon's machine; KeepMaxJobs: what the daemon says
+	MaxJobs        uint64 // 0: nothing is built on the daemon's machine; Keep: what the daemon says
 	MaxSilent      uint64 // seconds; 0: no limit
 	UseBuildHook   bool
 	VerboseBuild   bool // build output as lines of log instead of results
@@ -15,8 +15,8 @@ type Options struct {
 	Overrides      map[string]string // ≥1.12: settings by name
 }
 
-// KeepMaxJobs in the place of a number leaves the daemon's own. Nix's clients never send it.
-const KeepMaxJobs = ^uint64(0)
+// Keep in the place of a number of jobs or processors leaves the daemon's own. Nix's clients never send it.
+const Keep = ^uint64(0)
 
 // verboseBuild and quietBuild are verbosities: output is shown up to that level.
 const (

@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 	config.Init()
 	switch os.Getenv("CAIRN_CRASH_ROLE") {
 	case "cli":
-		os.Exit(cli.Main(os.Args[1:]))
+		os.Exit(cli.Main(os.Args))
 	case "driver":
 		layout, err := disk.NewLayout(os.Args[1], noEnv)
 		if err == nil {

@@ -48,7 +48,7 @@ func TestMain(m *testing.M) {
 	config.Init()
 	switch os.Getenv(role) {
 	case "daemon":
-		os.Exit(cli.Main(os.Args[1:]))
+		os.Exit(cli.Main(os.Args))
 	case "client":
 		if err := work(os.Args[1], os.Args[2], os.Args[3]); err != nil {
 			fmt.Fprintln(os.Stderr, "client:", err)

@@ -17,7 +17,7 @@ func TestMain(m *testing.M) {
 	sandbox.Init()
 	config.Init()
 	testscript.Main(m, map[string]func(){
-		"cairn": func() { os.Exit(cli.Main(os.Args[1:])) },
+		"cairn": func() { os.Exit(cli.Main(os.Args)) },
 	})
 }
 
