@@ -7,7 +7,8 @@ export CGO_ENABLED := 0
 
 # Everything that tests, the lab and the demo use beside Go. This is the only list.
 PACKAGES := ca-certificates git gcc libc6-dev openssh-client iproute2 busybox-static python3 \
-	systemd-container debootstrap nix-bin xz-utils e2fsprogs gpgv debian-archive-keyring binutils flex bison bc
+	systemd-container debootstrap nix-bin xz-utils e2fsprogs gpgv debian-archive-keyring binutils flex bison bc \
+	zstd bzip2 lzip brotli lz4
 
 VERSION := $(shell git describe --always --dirty --tags 2>/dev/null || echo unknown)
 GOFLAGS_BUILD := -trimpath -buildvcs=false -ldflags "-s -w -X cairn/client/cli.Version=$(VERSION)"

@@ -59,7 +59,8 @@
 //
 // # Compression
 //
-// This package is the only door to zstd. Compressed bytes depend on the version of the compressor, so that
+// This package is the only door to compressions: all that binary caches have in the wild can be read, zstd and gzip
+// written (compression.go); lzip and lzma are read by a decoder of our own (lzma.go). Compressed bytes depend on the version of the compressor, so that
 // their hash never identifies anything.
 package archive
 

@@ -351,8 +351,8 @@ func TestCompressions(t *testing.T) {
 	if _, err := archive.NewCompressor(io.Discard, archive.Bzip2); err == nil {
 		t.Error("bzip2 can be written")
 	}
-	if _, err := archive.ParseCompression("xz"); err == nil {
-		t.Error("xz is known")
+	if _, err := archive.ParseCompression("rar"); err == nil {
+		t.Error("rar is known")
 	}
 }
 

@@ -1,24 +1,55 @@
 package archive
 
 import (
+	"bufio"
 	"compress/bzip2"
 	"compress/gzip"
+	"compress/zlib"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 
+	"github.com/andybalholm/brotli"
 	"github.com/klauspost/compress/zstd"
+	"github.com/mikelolasagasti/xz"
+	"github.com/pierrec/lz4/v4"
 )
 
 // Compression is how bytes are packed, by its name in binary caches.
 type Compression string
 
-// The compressions. Bzip2 can only be read.
+// The compressions. Those from Bzip2 on can only be read.
 const (
 	Uncompressed Compression = "none"
 	Zstd         Compression = "zstd"
 	Gzip         Compression = "gzip"
 	Bzip2        Compression = "bzip2"
+	XZ           Compression = "xz"
+	Brotli       Compression = "br"
+	Lzip         Compression = "lzip"
+	LZMA         Compression = "lzma"
+	LZ4          Compression = "lz4"
+	Deflate      Compression = "deflate" // HTTP's, which is zlib's format
 )
+
+// compressions has what file names end in and how it is read. The memory that each takes is bounded.
+var compressions = map[Compression]struct {
+	suffix string
+	read   func(io.Reader) (io.Reader, error)
+}{
+	Uncompressed: {"", func(r io.Reader) (io.Reader, error) { return r, nil }},
+	Zstd:         {".zst", readZstd},
+	Gzip:         {".gz", func(r io.Reader) (io.Reader, error) { return gzip.NewReader(r) }},
+	Bzip2:        {".bz2", func(r io.Reader) (io.Reader, error) { return bzip2.NewReader(r), nil }},
+	XZ:           {".xz", func(r io.Reader) (io.Reader, error) { return xz.NewReader(r, foreignWindow) }},
+	Brotli:       {".br", func(r io.Reader) (io.Reader, error) { return brotli.NewReader(r), nil }},
+	Lzip:         {".lzip", func(r io.Reader) (io.Reader, error) { return newLzip(r), nil }},
+	LZMA:         {".lzma", newLZMAAlone},
+	LZ4:          {".lz4", newLZ4},
+	Deflate:      {".zz", func(r io.Reader) (io.Reader, error) { return zlib.NewReader(r) }},
+}
 
 // Windows bound the memory that a stream can make a decompressor take.
 const (
@@ -28,13 +59,24 @@ const (
 
 // ParseCompression parses a name. The empty one is bzip2, as in old caches.
 func ParseCompression(s string) (Compression, error) {
-	switch c := Compression(s); c {
-	case Uncompressed, Zstd, Gzip, Bzip2:
-		return c, nil
-	case "":
+	if s == "" {
 		return Bzip2, nil
 	}
-	return "", fmt.Errorf("unknown compression %q; known are none, zstd, gzip, bzip2", clip(s))
+	if _, ok := compressions[Compression(s)]; ok {
+		return Compression(s), nil
+	}
+	return "", fmt.Errorf("unknown compression %q; known are %s", clip(s), list(slices.Sorted(maps.Keys(compressions))))
+}
+
+func list(cs []Compression) string {
+	var b strings.Builder
+	for i, c := range cs {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(string(c))
+	}
+	return b.String()
 }
 
 // ParseContentEncoding parses HTTP's name of a compression.
@@ -49,17 +91,7 @@ func ParseContentEncoding(s string) (Compression, error) {
 }
 
 // Suffix returns what file names of packed archives end in: ".zst".
-func (c Compression) Suffix() string {
-	switch c {
-	case Zstd:
-		return ".zst"
-	case Gzip:
-		return ".gz"
-	case Bzip2:
-		return ".bz2"
-	}
-	return ""
-}
+func (c Compression) Suffix() string { return compressions[c].suffix }
 
 // Compressor packs what is written to it. Flush sends everything so far in a form that can be unpacked;
 // Close ends the stream and leaves the writer below open.
@@ -91,24 +123,53 @@ type plain struct{ io.Writer }
 func (plain) Flush() error { return nil }
 func (plain) Close() error { return nil }
 
-// NewDecompressor returns a reader of what is packed in r. The memory it takes is bounded, its
+// NewDecompressor returns a reader of what is packed in r, up to its end. The memory it takes is bounded, its
 // output is not. Close frees it and leaves r open.
 func NewDecompressor(r io.Reader, c Compression) (io.ReadCloser, error) {
-	switch c {
-	case Uncompressed:
-		return io.NopCloser(r), nil
-	case Zstd:
-		d, err := newDecoder(r, foreignWindow)
-		if err != nil {
-			return nil, err
-		}
-		return d.IOReadCloser(), nil
-	case Gzip:
-		return gzip.NewReader(r)
-	case Bzip2:
-		return io.NopCloser(bzip2.NewReader(r)), nil
+	kind, ok := compressions[c]
+	if !ok {
+		return nil, fmt.Errorf("compression %q cannot be read", string(c))
 	}
-	return nil, fmt.Errorf("compression %q cannot be read", string(c))
+	plain, err := kind.read(r)
+	if err != nil {
+		return nil, err
+	}
+	if rc, ok := plain.(io.ReadCloser); ok && c != Uncompressed {
+		return rc, nil
+	}
+	return io.NopCloser(plain), nil
+}
+
+func readZstd(r io.Reader) (io.Reader, error) {
+	d, err := newDecoder(r, foreignWindow)
+	if err != nil {
+		return nil, err
+	}
+	return d.IOReadCloser(), nil
+}
+
+// lz4Frames reads frames until nothing follows.
+type lz4Frames struct {
+	source *bufio.Reader
+	frame  *lz4.Reader
+}
+
+func newLZ4(r io.Reader) (io.Reader, error) {
+	source := bufio.NewReader(r)
+	return &lz4Frames{source, lz4.NewReader(source)}, nil
+}
+
+func (f *lz4Frames) Read(p []byte) (int, error) {
+	for {
+		n, err := f.frame.Read(p)
+		if n > 0 || err != io.EOF {
+			return n, err
+		}
+		if _, err := f.source.Peek(1); err != nil {
+			return 0, err
+		}
+		f.frame.Reset(f.source)
+	}
 }
 
 func newDecoder(r io.Reader, window uint64) (*zstd.Decoder, error) {

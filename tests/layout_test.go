@@ -58,6 +58,9 @@ var order = []string{
 var doors = map[string][]string{
 	"github.com/dgraph-io/badger": {"store/meta"},
 	"github.com/klauspost":        {"archive"},
+	"github.com/andybalholm":      {"archive"},
+	"github.com/mikelolasagasti":  {"archive"},
+	"github.com/pierrec":          {"archive"},
 	"github.com/zeebo":            {"store"},
 	"go.starlark.net":             {"derivation/eval", "client/config"},
 	"golang.org/x/crypto/ssh":     {"deploy/ssh"},
