@@ -38,7 +38,12 @@ func (x *session) modeOf(n uint64) (build.Mode, error) {
 }
 
 // builder returns the builder with the session's settings.
-func (x *session) builder() *build.Builder { return x.server.build.With(x.set.Settings) }
+func (x *session) builder() *build.Builder {
+	if x.set.builder == nil {
+		x.set.builder = x.server.build.With(x.set.Settings)
+	}
+	return x.set.builder
+}
 
 // buildAll builds targets and keeps what becomes of them for the session.
 func (x *session) buildAll(ctx context.Context, q buildRequest) ([]*protocol.BuildResult, error) {
@@ -212,18 +217,38 @@ func ownPath(d *derivation.Derivation, claimed store.Path) (store.Path, error) {
 	return d.Path(claimed.Dir())
 }
 
-func (x *session) ensurePath(_ context.Context, p store.Path) (reply, error) {
+// ensurePath fetches a path that is not valid.
+func (x *session) ensurePath(ctx context.Context, p store.Path) (reply, error) {
 	if err := x.hold(p); err != nil {
 		return nil, err
 	}
-	if !x.server.store.IsValid(p) {
-		return nil, fmt.Errorf("path '%s' is not valid, and there is no substituter for it: %w", p, store.ErrNotValid)
+	if x.server.store.IsValid(p) {
+		return one, nil
 	}
-	return one, nil
+	err := x.fetch(ctx, []store.Path{p})
+	if err != nil && ctx.Err() == nil {
+		err = fmt.Errorf("path '%s' does not exist and cannot be created: %w", p, err)
+	}
+	return one, err
 }
 
-func (x *session) queryMissing(_ context.Context, targets []protocol.Target) (reply, error) {
-	m, err := x.server.build.Missing(targets)
+// fetch makes paths valid that are not.
+func (x *session) fetch(ctx context.Context, paths []store.Path) error {
+	q := buildRequest{}
+	for _, p := range paths {
+		q.targets = append(q.targets, protocol.Target{Path: p})
+	}
+	results, err := x.buildAll(ctx, q)
+	if err != nil {
+		return err
+	}
+	return failures(results)
+}
+
+func (x *session) queryMissing(ctx context.Context, targets []protocol.Target) (reply, error) {
+	obs := x.observe()
+	defer obs.end()
+	m, err := x.builder().Missing(ctx, targets, obs)
 	if err != nil {
 		return nil, err
 	}

@@ -2,7 +2,10 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"os"
 
 	"cairn/daemon/protocol"
 	"cairn/store"
@@ -19,7 +22,17 @@ func (x *session) addBuildLog(ctx context.Context, drv store.Path) (reply, error
 	return one, x.server.build.AddLog(ctx, drv, x.upload)
 }
 
-// followLog sends a build log, to the end of the build if it runs.
+// followLog sends a build log, to the end of the build if it runs. One that is not here may be in a cache.
 func (x *session) followLog(ctx context.Context, drv store.Path) (reply, error) {
-	return nil, x.server.build.FollowLog(ctx, drv, x.tunnel)
+	err := x.server.build.FollowLog(ctx, drv, x.tunnel)
+	if !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	r, other := x.search().Log(ctx, drv)
+	if other != nil {
+		return nil, err
+	}
+	defer r.Close()
+	_, err = io.Copy(x.tunnel, r)
+	return nil, err
 }

@@ -12,9 +12,16 @@ import (
 //	activity "builds" ◀── progress
 //	  └─ activity "build", one for each ◀── log lines, phases
 //	       └─ activity "post-build hook" ◀── its lines
+//	activity "copy paths" ◀── progress, expected bytes       when something is fetched
+//	activity "substitute", one for each object
+//	  └─ activity "copy path" ◀── bytes of the archive
+//	       └─ activity "file transfer" ◀── bytes from the cache
+//	activity "query path info", one for each question
 type observer struct {
 	x      *session
 	builds uint64
+	copies uint64       // zero until something is fetched
+	told   build.Counts // of fetches
 }
 
 // observe starts the activity of a request that builds.
@@ -24,7 +31,12 @@ func (x *session) observe() *observer {
 	return o
 }
 
-func (o *observer) end() { o.x.tunnel.send(&protocol.Message{Kind: protocol.KindStop, ID: o.builds}) }
+func (o *observer) end() {
+	o.x.tunnel.send(&protocol.Message{Kind: protocol.KindStop, ID: o.builds})
+	if o.copies != 0 {
+		o.x.tunnel.send(&protocol.Message{Kind: protocol.KindStop, ID: o.copies})
+	}
+}
 
 // id is the activity of a build. Builds have the upper half of the numbers, so that they meet no other activity's.
 func (o *observer) id(e build.Event) uint64 { return 1<<62 | e.Activity }
@@ -57,6 +69,7 @@ func (o *observer) Event(e build.Event) {
 	case build.Phase:
 		m.Result, m.Fields = protocol.ResSetPhase, []protocol.Field{protocol.Text(e.Text)}
 	case build.Progress:
+		o.fetches(e.Counts)
 		m.ID, m.Result = o.builds, protocol.ResProgress
 		m.Fields = numbers(e.Counts.Done, e.Counts.Expected, e.Counts.Running, e.Counts.Failed)
 	case build.HookStarted:
@@ -67,6 +80,7 @@ func (o *observer) Event(e build.Event) {
 	case build.HookStopped:
 		m.Kind, m.ID = protocol.KindStop, o.hook(e)
 	default:
+		o.fetch(e)
 		return
 	}
 	o.x.tunnel.send(m)

@@ -42,10 +42,6 @@ func (x *session) isValidPath(_ context.Context, p store.Path) (reply, error) {
 	return replyBool(x.server.store.IsValid(p)), nil
 }
 
-func (x *session) hasSubstitutes(context.Context, store.Path) (reply, error) {
-	return replyBool(false), nil
-}
-
 func (x *session) queryPathHash(ctx context.Context, p store.Path) (reply, error) {
 	info, err := x.server.store.Info(ctx, p)
 	if err != nil {
@@ -122,41 +118,6 @@ func readValid(d *protocol.Decoder) validQuery {
 		q.substitute = d.Bool()
 	}
 	return q
-}
-
-func (x *session) queryValidPaths(_ context.Context, q validQuery) (reply, error) {
-	return replyPaths(x.server.store.ValidPaths(q.paths), nil)
-}
-
-// querySubstitutablePaths knows of no substituters.
-func (x *session) querySubstitutablePaths(context.Context, []store.Path) (reply, error) {
-	return replyPaths(nil, nil)
-}
-
-func (x *session) querySubstitutablePathInfo(context.Context, store.Path) (reply, error) {
-	return replyBool(false), nil
-}
-
-func readSubstitutable(d *protocol.Decoder) struct{} {
-	if d.Version < protocol.Minor(22) {
-		d.Paths()
-		return struct{}{}
-	}
-	for range d.Count() {
-		d.Path()
-		d.ContentAddress()
-		if d.Broken() != nil {
-			break
-		}
-	}
-	return struct{}{}
-}
-
-func (x *session) querySubstitutablePathInfos(context.Context, struct{}) (reply, error) {
-	return func(e *protocol.Encoder) error {
-		e.Uint64(0)
-		return nil
-	}, nil
 }
 
 func (x *session) queryClosure(ctx context.Context, roots []store.Path) (reply, error) {

@@ -7,6 +7,7 @@ import (
 
 	"cairn/archive"
 	"cairn/daemon/protocol"
+	"cairn/daemon/substitute"
 	"cairn/store"
 )
 
@@ -72,8 +73,8 @@ func (x *session) registerDrvOutput(ctx context.Context, q realisation) (reply, 
 	return nil, x.server.store.AddRealisation(ctx, &r)
 }
 
-func (x *session) queryRealisation(_ context.Context, o output) (reply, error) {
-	r, err := x.findRealisation(o)
+func (x *session) queryRealisation(ctx context.Context, o output) (reply, error) {
+	r, err := x.findRealisation(ctx, o)
 	if err != nil && !errors.Is(err, store.ErrNotValid) {
 		return nil, err
 	}
@@ -92,7 +93,8 @@ func (x *session) queryRealisation(_ context.Context, o output) (reply, error) {
 	}, nil
 }
 
-func (x *session) findRealisation(o output) (*store.Realisation, error) {
+// findRealisation returns what is known here or, if nothing is, what a cache says.
+func (x *session) findRealisation(ctx context.Context, o output) (*store.Realisation, error) {
 	if o.byPath {
 		id, err := x.server.drvOutput(o.path)
 		if err != nil {
@@ -100,5 +102,16 @@ func (x *session) findRealisation(o output) (*store.Realisation, error) {
 		}
 		o.id = id
 	}
-	return x.server.store.Realisation(o.id)
+	r, err := x.server.store.Realisation(o.id)
+	if !errors.Is(err, store.ErrNotValid) || x.builder().Caches().None() {
+		return r, err
+	}
+	s := x.search()
+	if err := s.AskOutputs(ctx, []substitute.Output{{ID: o.id, Drv: o.path.Drv}}); err != nil {
+		return nil, err
+	}
+	if r, _ := s.Realised(o.id); r != nil {
+		return r, nil
+	}
+	return nil, err
 }

@@ -8,14 +8,16 @@ import (
 	"time"
 
 	"cairn/archive"
+	"cairn/daemon/build"
 	"cairn/daemon/protocol"
 	"cairn/daemon/settings"
 )
 
 // choices are what a session has set.
 type choices struct {
-	*settings.Settings      // never changed, only replaced
-	verbose            bool // build output as lines of log
+	*settings.Settings                // never changed, only replaced
+	verbose            bool           // build output as lines of log
+	builder            *build.Builder // with these settings; nil until it is used
 }
 
 // maxSeconds keeps times of clients in the range of durations.
@@ -40,7 +42,7 @@ func (x *session) setOptions(_ context.Context, o *protocol.Options) (reply, err
 			x.warn("%s", warning)
 		}
 	}
-	x.set = choices{s, o.VerboseBuild}
+	x.set = choices{Settings: s, verbose: o.VerboseBuild}
 	return nil, nil
 }
 

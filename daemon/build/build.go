@@ -44,15 +44,16 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
 	"os"
-	"slices"
 	"sync"
 
 	"cairn/daemon/protocol"
 	"cairn/daemon/settings"
+	"cairn/daemon/substitute"
 	"cairn/derivation"
 	"cairn/store"
 	"cairn/store/disk"
@@ -76,6 +77,7 @@ type Options struct {
 	// An executable brings the shared libraries that it needs. They are inputs that no hash covers, so keep
 	// them few. Nil: /bin/sh alone, see DefaultSandboxPaths. Empty: none.
 	SandboxPaths map[string]string
+	ACL          string       // keys that may import, besides trusted-public-keys; default: "acl" in the layout's ConfDir
 	Logger       *slog.Logger // default: discard
 	Machines     Machines     // that build for this one; default: none
 	// Settings hold unless a view has others (With); default: settings.Defaults. Where builds are shared, those of the first
@@ -92,6 +94,8 @@ type Builder struct {
 	life     context.Context
 	die      context.CancelCauseFunc
 	shell    *hostPaths
+	pool     *substitute.Pool
+	caches   *substitute.Caches
 }
 
 // New returns a builder for a store, which must stay open until Close has returned.
@@ -117,7 +121,10 @@ func New(s *disk.Store, opts *Options) *Builder {
 	}
 	b.shell = &hostPaths{want: b.opts.SandboxPaths}
 	b.core = &core{jobs: map[jobKey]*job{}, slots: map[uint32]bool{}, places: make(chan struct{}, b.opts.MaxJobs)}
+	b.downloads = make(chan struct{}, cmp.Or(b.settings.MaxSubstitutions, b.settings.HTTPConnections, 1))
 	b.life, b.die = context.WithCancelCause(context.Background())
+	b.pool = substitute.NewPool(s, &substitute.Options{ACL: b.opts.ACL, Logger: b.opts.Logger})
+	b.caches = b.pool.Caches(b.settings)
 	return b
 }
 
@@ -125,8 +132,12 @@ func New(s *disk.Store, opts *Options) *Builder {
 func (b *Builder) With(s *settings.Settings) *Builder {
 	v := *b
 	v.settings = s
+	v.caches = b.pool.Caches(s)
 	return &v
 }
+
+// Caches returns what the view fetches from.
+func (b *Builder) Caches() *substitute.Caches { return b.caches }
 
 // Settings returns the view's settings, which must not be changed.
 func (b *Builder) Settings() *settings.Settings { return b.settings }
@@ -138,7 +149,7 @@ func (b *Builder) Close() error {
 	b.mu.Unlock()
 	b.die(errShutdown)
 	b.work.Wait()
-	return nil
+	return b.pool.Close()
 }
 
 // Build makes targets exist and returns one result for each, in their order. What they need is kept from collection
@@ -148,50 +159,7 @@ func (b *Builder) Build(ctx context.Context, targets []protocol.Target, mode Mod
 	if mode == Repair {
 		return b.repair(ctx, targets, obs)
 	}
-	return b.request(ctx, targets, mode, obs)
-}
-
-// request is Build. In Repair mode it builds targets that are there again, damaged or not.
-func (b *Builder) request(ctx context.Context, targets []protocol.Target, mode Mode, obs Observer) ([]*protocol.BuildResult, error) {
-	lease := b.store.Lease("build request", 0)
-	defer lease.Release()
-	f := b.facts()
-	p, err := steadyPlan(f, targets, mode, lease)
-	if err != nil {
-		return nil, err
-	}
-	if len(p.unknown) > 0 {
-		return nil, fmt.Errorf("path %s is not valid and no derivation is known that builds it%s: %w", p.unknown[0], more(len(p.unknown)-1), store.ErrNotValid)
-	}
-	w := &watch{observer: obs}
-	jobs, err := b.enlist(f, p, targets, mode, w)
-	if err != nil {
-		return nil, err
-	}
-	defer b.dismiss(jobs, w)
-	if err := b.await(ctx, jobs); err != nil {
-		return nil, err
-	}
-	return b.results(ctx, f, p, targets, jobs)
-}
-
-// steadyPlan makes a plan and holds everything that it relies on: what a collection takes away between the two
-// makes another plan.
-func steadyPlan(f *storeFacts, targets []protocol.Target, mode Mode, lease *disk.Lease) (*plan, error) {
-	p, err := makePlan(f, targets, mode)
-	for err == nil {
-		if err := lease.Hold(p.relied...); err != nil {
-			return nil, err
-		}
-		if !slices.ContainsFunc(p.relied, func(r store.Path) bool { return !f.valid(r) }) {
-			break
-		}
-		p, err = makePlan(f, targets, mode)
-	}
-	if err == nil && mode == Check {
-		err = p.checkable(targets)
-	}
-	return p, err
+	return b.request(ctx, b.facts(), targets, mode, obs)
 }
 
 func more(n int) string {
@@ -201,31 +169,37 @@ func more(n int) string {
 	return fmt.Sprintf(" (and %d more like it)", n)
 }
 
-// enlist gives every derivation of a plan a job, and returns those of the targets by path.
-func (b *Builder) enlist(f *storeFacts, p *plan, targets []protocol.Target, mode Mode, w *watch) (map[store.Path]*job, error) {
+// enlist gives everything in a plan a job, and returns those of the targets.
+func (b *Builder) enlist(f *storeFacts, p *plan, targets []protocol.Target, mode Mode, w *watch) (map[jobKey]*job, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
 		return nil, errShutdown
 	}
-	made := map[store.Path]*job{}
-	for _, n := range p.nodes {
-		made[n.path] = b.enlistNode(f, n, made, Normal, w)
+	made := map[jobKey]*job{}
+	for _, path := range p.fetches {
+		made[jobKey{path, fetchObject}] = b.enlistFetch(f, path, made, w)
 	}
-	roots := map[store.Path]*job{}
+	for _, n := range p.fetched {
+		made[jobKey{n.path, Normal}] = b.enlistOutputs(f, n, made, w)
+	}
+	for _, n := range p.nodes {
+		made[jobKey{n.path, Normal}] = b.enlistNode(f, n, made, Normal, w)
+	}
+	roots := map[jobKey]*job{}
 	for _, t := range targets {
-		n := p.known[t.Path]
-		if t.Outputs == nil || n == nil || roots[t.Path] != nil {
+		key, n := keyOf(t), p.known[t.Path]
+		if roots[key] != nil {
 			continue
 		}
-		j := made[t.Path]
-		if mode != Normal && !n.needed {
+		j := made[key]
+		if mode != Normal && n != nil && t.Outputs != nil && !n.needed && n.fetch == nil {
 			j = b.enlistNode(f, n, made, mode, w)
-			made[t.Path] = j
+			made[jobKey{n.path, mode}] = j
 		}
 		if j != nil {
 			j.waiters++
-			roots[t.Path] = j
+			roots[key] = j
 		}
 	}
 	// Jobs that only this loop counted are held by their dependents or by the roots now.
@@ -236,11 +210,16 @@ func (b *Builder) enlist(f *storeFacts, p *plan, targets []protocol.Target, mode
 }
 
 // enlistNode returns the job of one derivation, with one more waiter. The caller holds mu.
-func (b *Builder) enlistNode(f *storeFacts, n *node, made map[store.Path]*job, mode Mode, w *watch) *job {
+func (b *Builder) enlistNode(f *storeFacts, n *node, made map[jobKey]*job, mode Mode, w *watch) *job {
 	j := b.enter(b, jobKey{n.path, mode}, func() *job {
 		j := &job{drv: n.drv, kind: n.kind, facts: f}
 		for _, in := range n.inputs {
-			j.deps = append(j.deps, made[in.path])
+			j.deps = append(j.deps, made[jobKey{in.path, Normal}])
+		}
+		for _, src := range n.sources {
+			if d := made[jobKey{src, fetchObject}]; d != nil {
+				j.deps = append(j.deps, d)
+			}
 		}
 		return j
 	})
@@ -249,17 +228,8 @@ func (b *Builder) enlistNode(f *storeFacts, n *node, made map[store.Path]*job, m
 	return j
 }
 
-func (b *Builder) dismiss(jobs map[store.Path]*job, w *watch) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	w.part()
-	for _, j := range jobs {
-		b.leave(j)
-	}
-}
-
 // await waits for the jobs, or for the first that fails.
-func (b *Builder) await(ctx context.Context, jobs map[store.Path]*job) error {
+func (b *Builder) await(ctx context.Context, jobs map[jobKey]*job) error {
 	stop := make(chan struct{})
 	defer close(stop)
 	ended := make(chan *job)
@@ -289,12 +259,12 @@ func (b *Builder) await(ctx context.Context, jobs map[store.Path]*job) error {
 }
 
 // results makes the answer for each target, and has the lease of ctx, if there is one, hold the outputs.
-func (b *Builder) results(ctx context.Context, f *storeFacts, p *plan, targets []protocol.Target, jobs map[store.Path]*job) ([]*protocol.BuildResult, error) {
+func (b *Builder) results(ctx context.Context, f *storeFacts, p *plan, targets []protocol.Target, jobs map[jobKey]*job) ([]*protocol.BuildResult, error) {
 	list := make([]*protocol.BuildResult, len(targets))
 	for i, t := range targets {
-		n, j := p.known[t.Path], jobs[t.Path]
+		n, j := p.known[t.Path], jobs[keyOf(t)]
 		switch {
-		case t.Outputs == nil:
+		case t.Outputs == nil && j == nil:
 			list[i] = &protocol.BuildResult{Status: protocol.AlreadyValid}
 		case j == nil:
 			r := &protocol.BuildResult{Status: protocol.AlreadyValid}
@@ -322,6 +292,9 @@ func keepOutputs(ctx context.Context, r *protocol.BuildResult) error {
 	if lease == nil {
 		return nil
 	}
+	if r.Target.Outputs == nil {
+		return lease.Hold(r.Target.Path)
+	}
 	for _, o := range r.Outputs {
 		if err := lease.Hold(o.OutPath); err != nil {
 			return err
@@ -337,7 +310,7 @@ func (b *Builder) resultOf(f *storeFacts, t protocol.Target, n *node, j *job) (*
 		return &protocol.BuildResult{Status: protocol.MiscFailure, Error: fmt.Sprintf("build of %s was cancelled because another one failed", t.Path)}, nil
 	}
 	r := *j.result
-	if r.Status.OK() {
+	if r.Status.OK() && t.Outputs != nil {
 		if err := f.fill(&r, n.drv, wantedOf(t, n.drv), j.paths); err != nil {
 			return nil, err
 		}
@@ -361,25 +334,7 @@ func (b *Builder) BuildDerivation(ctx context.Context, path store.Path, d *deriv
 	fail := func(err error) *protocol.BuildResult {
 		return &protocol.BuildResult{Target: target, Status: protocol.MiscFailure, Error: err.Error()}
 	}
-	lease := b.store.Lease("build request", 0)
-	defer lease.Release()
-	p, err := steadyPlan(f, []protocol.Target{target}, mode, lease)
-	if err != nil {
-		return fail(err)
-	}
-	if len(p.unknown) > 0 {
-		return fail(fmt.Errorf("build %s: input %s is not valid", path, p.unknown[0]))
-	}
-	w := &watch{observer: obs}
-	jobs, err := b.enlist(f, p, []protocol.Target{target}, mode, w)
-	if err != nil {
-		return fail(err)
-	}
-	defer b.dismiss(jobs, w)
-	if err := b.await(ctx, jobs); err != nil {
-		return fail(err)
-	}
-	list, err := b.results(ctx, f, p, []protocol.Target{target}, jobs)
+	list, err := b.request(ctx, f, []protocol.Target{target}, mode, obs)
 	if err != nil {
 		return fail(err)
 	}
@@ -395,8 +350,8 @@ type Missing struct {
 	NarSize      int64
 }
 
-// Missing plans a request and says what it would do.
-func (b *Builder) Missing(targets []protocol.Target) (*Missing, error) {
+// Missing plans a request, asking caches, and says what it would do.
+func (b *Builder) Missing(ctx context.Context, targets []protocol.Target, obs Observer) (*Missing, error) {
 	f := b.facts()
 	var known []protocol.Target
 	m := &Missing{}
@@ -407,14 +362,24 @@ func (b *Builder) Missing(targets []protocol.Target) (*Missing, error) {
 		}
 		known = append(known, t)
 	}
-	p, err := makePlan(f, known, Normal)
+	q := &request{b: b, f: f, lease: b.store.Lease("query", 0), watch: &watch{observer: obs}, targets: known}
+	defer q.lease.Release()
+	defer q.part()
+	f.search = b.search(q.watch)
+	p, err := q.plan(ctx)
 	if err != nil {
 		return nil, err
 	}
 	for _, n := range p.nodes {
 		m.Build = append(m.Build, n.path)
 	}
+	for _, path := range p.fetches {
+		o, _ := f.search.Offer(path)
+		m.DownloadSize += o.FileSize
+		m.NarSize += o.NarSize
+	}
 	m.Build = store.SortPaths(m.Build)
+	m.Substitute = store.SortPaths(p.fetches)
 	m.Unknown = store.SortPaths(append(m.Unknown, p.unknown...))
 	return m, nil
 }
@@ -445,6 +410,7 @@ type storeFacts struct {
 	mu     sync.Mutex          // guards the rest
 	hashed map[store.Path]bool // what the store's hashes modulo know
 	drvs   map[store.Path]*derivation.Derivation
+	search *substitute.Search // nil: nobody is asked
 }
 
 func (b *Builder) facts() *storeFacts {
@@ -483,6 +449,22 @@ func (f *storeFacts) realised(id store.DrvOutput) (store.Path, bool) {
 		return store.Path{}, false
 	}
 	return r.OutPath, true
+}
+
+func (f *storeFacts) offered(p store.Path) (refs []store.Path, has, asked bool) {
+	o, asked := f.search.Offer(p)
+	if o == nil {
+		return nil, false, asked
+	}
+	return o.References, true, true
+}
+
+func (f *storeFacts) traced(id store.DrvOutput) (p store.Path, has, asked bool) {
+	r, asked := f.search.Realised(id)
+	if r == nil {
+		return store.Path{}, false, asked
+	}
+	return r.OutPath, true, true
 }
 
 func (f *storeFacts) identity(d *derivation.Derivation, output string) (store.DrvOutput, error) {

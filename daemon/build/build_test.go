@@ -242,7 +242,7 @@ func TestUnknownInputs(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), `has no output "doc"; it has out`) {
 		t.Errorf("error is %v", err)
 	}
-	m, err := r.build.Missing(append(all(d, drvGone), protocol.Target{Path: gone}))
+	m, err := r.build.Missing(r.ctx, append(all(d, drvGone), protocol.Target{Path: gone}), nil)
 	if err != nil || len(m.Build) != 1 || m.Build[0] != d || len(m.Unknown) != 2 {
 		t.Errorf("%+v, %v", m, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"cairn/daemon/protocol"
+	"cairn/daemon/substitute"
 	"cairn/derivation"
 	"cairn/store"
 	"cairn/store/disk"
@@ -24,13 +25,14 @@ var (
 // mu guards jobs, slots, closed and every job's fields below its line. It is held for moments, never while anything is waited for;
 // a watch's lock is taken under it.
 type core struct {
-	mu     sync.Mutex
-	jobs   map[jobKey]*job
-	closed bool
-	places chan struct{} // a token for each running build
-	serial uint64
-	slots  map[uint32]bool
-	work   sync.WaitGroup
+	mu        sync.Mutex
+	jobs      map[jobKey]*job
+	closed    bool
+	places    chan struct{} // a token for each running build
+	downloads chan struct{} // a token for each running download
+	serial    uint64
+	slots     map[uint32]bool
+	work      sync.WaitGroup
 }
 
 type jobKey struct {
@@ -49,7 +51,10 @@ type job struct {
 	kind    derivation.Kind
 	facts   *storeFacts
 	deps    []*job
-	derived bool // the resolved form of another
+	after   []*job                 // fetches that must end before this one becomes valid
+	outputs map[string]store.Path  // what a job of mode fetchOutputs has fetched
+	bad     *substitute.OfferError // the cache's failure that this job has failed for
+	derived bool                   // the resolved form of another
 	ctx     context.Context
 	stop    context.CancelCauseFunc
 	done    chan struct{} // closed when result is there
@@ -98,6 +103,9 @@ func (c *core) depend(j *job) {
 		d.dependents = append(d.dependents, j)
 		j.pending++
 	}
+	for _, d := range j.after {
+		d.waiters++
+	}
 	if j.pending == 0 {
 		c.start(j)
 	}
@@ -143,6 +151,9 @@ func (c *core) endLocked(j *job, r *protocol.BuildResult, paths map[string]store
 		}
 	}
 	for _, d := range j.deps {
+		c.leave(d)
+	}
+	for _, d := range j.after {
 		c.leave(d)
 	}
 	if j.waiters == 0 {
@@ -213,13 +224,37 @@ func (w *watch) join(j *job) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.jobs = append(w.jobs, j)
-	if !j.derived {
-		w.counts.Expected++
+	w.counts.of(j).Expected++
+	if j.key.mode == fetchObject {
+		w.expect(j, 1)
 	}
 	if j.begun != nil {
-		w.counts.Running++
+		if j.key.mode == fetchObject {
+			w.counts.Fetch.Running++
+		} else {
+			w.counts.Running++
+		}
 		w.tellLocked(*j.begun)
 	}
+}
+
+// expect adds what a fetch is expected to bring, or takes it away. The caller holds mu.
+func (w *watch) expect(j *job, sign int64) {
+	if o, _ := j.facts.search.Offer(j.key.drv); o != nil {
+		w.counts.Download += sign * o.FileSize
+		w.counts.Unpacked += sign * o.NarSize
+	}
+}
+
+// of returns the count that a job belongs to.
+func (c *Counts) of(j *job) *Count {
+	switch {
+	case j.key.mode == fetchObject:
+		return &c.Fetch
+	case j.derived || j.key.mode == fetchOutputs:
+		return &Count{} // of no interest
+	}
+	return &c.Count
 }
 
 // part makes a request hear no more. The caller holds core.mu.
@@ -241,21 +276,36 @@ func (w *watch) progress(change func(*Counts)) {
 	w.tellLocked(Event{Kind: Progress, Counts: w.counts})
 }
 
+// warn tells a request, in a sentence, of something that it may not like.
+func (w *watch) warn(text string) { w.tell(Event{Kind: Warning, Text: text}) }
+
+// asking tells a request that a cache is asked for a path.
+func (w *watch) asking(p store.Path, uri string) (answered func()) {
+	e := Event{Kind: Asking, Activity: asked.Add(1), Path: p, Text: uri}
+	w.tell(e)
+	return func() {
+		e.Kind = Answered
+		w.tell(e)
+	}
+}
+
+// asked numbers questions; they are not builds.
+var asked atomic.Uint64
+
 // ended is called with core.mu held.
 func (w *watch) ended(j *job) {
 	if j.begun != nil {
 		w.tell(Event{Kind: Stopped, Activity: j.begun.Activity, Drv: j.begun.Drv, Status: j.result.Status})
 	}
 	w.progress(func(c *Counts) {
+		count := c.of(j)
 		if j.begun != nil {
 			c.Running--
 		}
-		switch {
-		case j.derived:
-		case j.result.Status.OK():
-			c.Done++
-		default:
-			c.Failed++
+		if j.result.Status.OK() {
+			count.Done++
+		} else {
+			count.Failed++
 		}
 	})
 }

@@ -45,6 +45,10 @@ func pathOf(name string) store.Path {
 	return p
 }
 
+func (w *world) offered(p store.Path) ([]store.Path, bool, bool) { return nil, false, true }
+
+func (w *world) traced(id store.DrvOutput) (store.Path, bool, bool) { return store.Path{}, false, true }
+
 // newWorld reads lines "name[*|?] output[!]… < input[:output]… source…": * is floating, ? deferred, an output with ! is valid.
 // An input that starts with / is a source, with /! a valid one.
 func newWorld(text string) *world {
@@ -134,7 +138,7 @@ func TestPlan(t *testing.T) {
 			}
 			short[pathOf("b.drv").String()] = "b.drv"
 			got := ""
-			p, err := makePlan(w, targets, Normal)
+			p, err := makePlan(w, targets, Normal, 0)
 			if err != nil {
 				got = "error: " + err.Error()
 				for long, s := range short {
@@ -197,7 +201,7 @@ func TestPlanIsLinear(t *testing.T) {
 		w := newWorld(chain(n))
 		w.asked = 0
 		start := time.Now()
-		p, err := makePlan(w, []protocol.Target{{Path: pathOf("n0.drv"), Outputs: []string{"out"}}}, Normal)
+		p, err := makePlan(w, []protocol.Target{{Path: pathOf("n0.drv"), Outputs: []string{"out"}}}, Normal, 0)
 		if err != nil || len(p.nodes) != n+1 {
 			t.Fatal(err)
 		}

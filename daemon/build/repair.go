@@ -23,7 +23,7 @@ import (
 // damaged, references first. Whatever reads a damaged object meanwhile sees the old files or the new ones.
 // A rebuild repairs only when it gives the registered contents again.
 func (b *Builder) repair(ctx context.Context, targets []protocol.Target, obs Observer) ([]*protocol.BuildResult, error) {
-	results, err := b.request(ctx, targets, Normal, obs)
+	results, err := b.request(ctx, b.facts(), targets, Normal, obs)
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +93,7 @@ func (b *Builder) mend(ctx context.Context, f *storeFacts, p store.Path, targets
 	drv, outputs, err := b.makerOf(ctx, f, p, targets)
 	if err == nil {
 		var list []*protocol.BuildResult
-		list, err = b.request(ctx, []protocol.Target{{Path: drv, Outputs: protocol.All()}}, Repair, obs)
+		list, err = b.request(ctx, b.facts(), []protocol.Target{{Path: drv, Outputs: protocol.All()}}, Repair, obs)
 		if err == nil && !list[0].Status.OK() {
 			err = &Failure{Status: list[0].Status, Text: list[0].Error}
 		}

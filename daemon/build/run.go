@@ -46,7 +46,14 @@ func failure(s protocol.Status, format string, args ...any) error {
 // run is a started job's work.
 func (j *job) run() (*protocol.BuildResult, map[string]store.Path) {
 	r := &protocol.BuildResult{Start: time.Now().Unix()}
-	paths, err := j.realise(r)
+	work := j.realise
+	switch j.key.mode {
+	case fetchObject:
+		work = j.fetch
+	case fetchOutputs:
+		work = j.haveFetched
+	}
+	paths, err := j.do(r, work)
 	r.Stop = time.Now().Unix()
 	if err == nil {
 		return r, paths
@@ -62,14 +69,19 @@ func (j *job) run() (*protocol.BuildResult, map[string]store.Path) {
 	return r, nil
 }
 
-func (j *job) realise(r *protocol.BuildResult) (map[string]store.Path, error) {
+// do does the job's work, unless there is no need.
+func (j *job) do(r *protocol.BuildResult, work func(context.Context, *protocol.BuildResult) (map[string]store.Path, error)) (map[string]store.Path, error) {
 	if err := j.ctx.Err(); err != nil {
 		return nil, context.Cause(j.ctx)
 	}
 	if first := j.firstFailure(); first != nil {
 		return nil, failure(protocol.DependencyFailed, "'%s' cannot be built, because '%s' failed: %s", j.key.drv, first.key.drv, first.result.Error)
 	}
-	ctx := disk.WithLease(j.ctx, j.hold())
+	return work(disk.WithLease(j.ctx, j.hold()), r)
+}
+
+// realise builds.
+func (j *job) realise(ctx context.Context, r *protocol.BuildResult) (map[string]store.Path, error) {
 	resolve, err := j.mustResolve()
 	if err != nil {
 		return nil, err
@@ -79,6 +91,10 @@ func (j *job) realise(r *protocol.BuildResult) (map[string]store.Path, error) {
 	}
 	if paths, err := j.keepPresent(); paths != nil || err != nil {
 		r.Status = protocol.AlreadyValid
+		return paths, err
+	}
+	if paths, err := j.fetchResolved(ctx); paths != nil || err != nil {
+		r.Status = protocol.Substituted
 		return paths, err
 	}
 	return j.perform(ctx, r)
