@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cairn/archive"
 	"cairn/daemon/protocol"
 	"cairn/daemon/sandbox"
 	"cairn/derivation"
@@ -254,6 +255,10 @@ func (j *job) record(ctx context.Context, paths map[string]store.Path, inputs ma
 	if j.kind != derivation.Floating && j.kind != derivation.Deferred {
 		return nil
 	}
+	keys, err := j.b.signingKeys()
+	if err != nil {
+		return err
+	}
 	for o, p := range paths {
 		id, err := j.facts.identity(j.drv, o)
 		if err != nil {
@@ -271,6 +276,7 @@ func (j *job) record(ctx context.Context, paths map[string]store.Path, inputs ma
 				}
 			}
 		}
+		r.Signatures = signAll(keys, r.Fingerprint())
 		if err := j.b.store.AddRealisation(ctx, r); err != nil {
 			return err
 		}
@@ -296,6 +302,7 @@ type attempt struct {
 	work    string // directory of ours below the store directory
 	log     *logWriter
 	uid     uint32
+	keys    []archive.SecretKey // that sign the outputs
 }
 
 // The parts of the working directory.
@@ -308,6 +315,11 @@ func (a *attempt) run(ctx context.Context, r *protocol.BuildResult) (map[string]
 	if err := a.b.store.Room(); err != nil {
 		return nil, failure(protocol.TransientFailure, "build '%s': %v", a.key.drv, err)
 	}
+	keys, err := a.b.signingKeys() // now, and not after hours of work
+	if err != nil {
+		return nil, fmt.Errorf("build '%s': %w", a.key.drv, err)
+	}
+	a.keys = keys
 	if err := a.collectInputs(); err != nil {
 		return nil, err
 	}
@@ -595,6 +607,9 @@ func (a *attempt) finish(ctx context.Context, r *protocol.BuildResult) (map[stri
 			return nil, err
 		}
 		return paths, a.postBuildHook(ctx, paths)
+	}
+	for _, o := range outputs {
+		o.Info.Signatures = signAll(a.keys, o.Info.Fingerprint())
 	}
 	if err := a.b.store.Register(ctx, outputs); err != nil {
 		return nil, fmt.Errorf("build '%s': %w", a.key.drv, err)
