@@ -225,6 +225,20 @@ func (a *ACL) revoke(r Rule) bool {
 	return changed
 }
 
+// Allowing returns what the list becomes by Allow, and whether that is something else.
+func (a *ACL) Allowing(r Rule) (*ACL, bool) {
+	b := a.With()
+	changed := b.allow(r)
+	return b, changed
+}
+
+// Revoking returns what the list becomes by Revoke, and whether that is something else.
+func (a *ACL) Revoking(r Rule) (*ACL, bool) {
+	b := a.With()
+	changed := b.revoke(r)
+	return b, changed
+}
+
 // LoadACL reads an access list. A missing file allows nothing. Errors name file and line.
 func LoadACL(path string) (*ACL, error) {
 	data, err := os.ReadFile(path)
@@ -250,7 +264,7 @@ func Authorize(path string, key PublicKey, verb Verbs) (bool, error) {
 // The file changes in one step and durably; comments stay. It reports whether anything changed.
 // A rule about everybody adds to Ordinary.
 func Allow(path string, r Rule) (bool, error) {
-	changed, err := changeACL(path, r, (*ACL).allow)
+	changed, err := changeACL(path, r, (*ACL).Allowing)
 	if err != nil {
 		return false, fmt.Errorf("allow %s: %w", r.Subject, err)
 	}
@@ -259,14 +273,14 @@ func Allow(path string, r Rule) (bool, error) {
 
 // Revoke takes what a rule says away from its subject, as Allow adds it. Rights that come from elsewhere, as from a group, stay.
 func Revoke(path string, r Rule) (bool, error) {
-	changed, err := changeACL(path, r, (*ACL).revoke)
+	changed, err := changeACL(path, r, (*ACL).Revoking)
 	if err != nil {
 		return false, fmt.Errorf("revoke from %s: %w", r.Subject, err)
 	}
 	return changed, nil
 }
 
-func changeACL(path string, r Rule, change func(*ACL, Rule) bool) (bool, error) {
+func changeACL(path string, r Rule, change func(*ACL, Rule) (*ACL, bool)) (bool, error) {
 	if err := r.check(); err != nil {
 		return false, err
 	}
@@ -276,8 +290,12 @@ func changeACL(path string, r Rule, change func(*ACL, Rule) bool) (bool, error) 
 	}
 	defer unlock()
 	a, err := LoadACL(path)
-	if err != nil || !change(a, r) {
+	if err != nil {
 		return false, err
+	}
+	a, changed := change(a, r)
+	if !changed {
+		return false, nil
 	}
 	if len(a.Bytes()) > maxACL {
 		return false, fmt.Errorf("access list would have %d bytes, the limit is %d", len(a.Bytes()), maxACL)

@@ -17,25 +17,45 @@ import (
 	"cairn/daemon/settings"
 )
 
-// AccessList returns who may do what: the list, and the rules that the settings are.
-// problems are words of settings that mean nothing.
-func AccessList(acl *archive.ACL, set *settings.Settings) (all *archive.ACL, problems []error) {
-	var rules []archive.Rule
-	add := func(setting string, words []string, verbs archive.Verbs, subject func(string) (archive.Subject, error)) {
-		for _, w := range words {
-			s, err := subject(w)
+// SettingRule is a rule that a setting makes.
+type SettingRule struct {
+	archive.Rule
+	Setting string
+}
+
+// SettingRules returns the rules that the settings are, beside a list. problems are words that mean nothing.
+func SettingRules(acl *archive.ACL, set *settings.Settings) (rules []SettingRule, problems []error) {
+	for _, row := range []struct {
+		setting string
+		words   []string
+		verbs   archive.Verbs
+		parse   func(string) (archive.Subject, error)
+	}{
+		{"allowed-users", set.AllowedUsers, archive.Ordinary, userSubject},
+		{"trusted-users", set.TrustedUsers, archive.All, userSubject},
+		{"trusted-public-keys", set.TrustedPublicKeys, archive.Import, keySubject},
+	} {
+		for _, w := range row.words {
+			s, err := row.parse(w)
 			switch {
 			case err != nil:
-				problems = append(problems, fmt.Errorf("setting '%s': %w", setting, err))
-			case s == archive.Everybody && verbs == archive.Ordinary && acl.Names(archive.Everybody):
+				problems = append(problems, fmt.Errorf("setting '%s': %w", row.setting, err))
+			case s == archive.Everybody && row.verbs == archive.Ordinary && acl.Names(s):
 			default:
-				rules = append(rules, archive.Rule{Subject: s, Verbs: verbs})
+				rules = append(rules, SettingRule{archive.Rule{Subject: s, Verbs: row.verbs}, row.setting})
 			}
 		}
 	}
-	add("allowed-users", set.AllowedUsers, archive.Ordinary, userSubject)
-	add("trusted-users", set.TrustedUsers, archive.All, userSubject)
-	add("trusted-public-keys", set.TrustedPublicKeys, archive.Import, keySubject)
+	return rules, problems
+}
+
+// AccessList returns who may do what: the list with the rules of the settings.
+func AccessList(acl *archive.ACL, set *settings.Settings) (*archive.ACL, []error) {
+	found, problems := SettingRules(acl, set)
+	rules := make([]archive.Rule, len(found))
+	for i, r := range found {
+		rules[i] = r.Rule
+	}
 	return acl.With(rules...), problems
 }
 

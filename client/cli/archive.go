@@ -39,7 +39,8 @@ access list, and all of it must be whole, before anything becomes visible.
 --extract unpacks a bare NAR to a directory that does not exist.
 
 --generate-key makes the signing key; the secret half is readable by its owner
-alone. --authorize reads a public key and lets its archives be imported.`,
+alone. --authorize reads a public key and lets its archives be imported, as
+'cairn acl allow' does, which also lists and revokes.`,
 		Example: `  cairn archive --export -r ./result > result.bundle
   cairn archive --import < result.bundle
   cairn archive --authorize < other-machine.pub`,

@@ -13,6 +13,7 @@ func commands(env *Env) []*cobra.Command {
 		newArchiveCmd(env),
 		newGCCmd(env),
 		newLogCmd(env),
+		newACLCmd(env),
 		newInitCmd(env),
 		newDaemonCmd(env),
 		newServeCmd(env),

@@ -34,6 +34,116 @@
 //	cairn system reconfigure web.star
 //	cairn deploy machines.star
 //
+// # cairn acl
+//
+// Say who may do what with this store.
+//
+// The access list, acl in the configuration directory, has a line for each rule: whom
+// it is about, and verbs. People are user:NAME, uid:N, @GROUP, gid:N, or * for
+// everybody; a public key is itself. Root and the user that the daemon runs as may do
+// everything. Nix's settings are rules, too: trusted-users may do all, allowed-users
+// what "default" stands for (unless the list has a rule about *), and
+// trusted-public-keys may import.
+//
+//	connect  * use the daemon: ask, read contents and logs, keep paths alive while connected
+//	add      * add objects that prove themselves: content-addressed, or signed by a key that may import; add signatures
+//	build    * build derivations and fetch from caches
+//	root     * make links that keep objects alive (indirect roots)
+//	gc       * delete what nothing keeps alive
+//	verify   * check all of the store, and optimise it
+//	export   * get archives that are signed with this machine's key
+//	inspect    see what others do: their sessions, and roots that are processes
+//	pin        have the daemon itself write a root's link, anywhere
+//	import     keys: sign what others add; users: add objects, build results and logs without proof
+//	repair     replace objects that are valid
+//	override   change the daemon's restricted settings for one session
+//	(* default)
+//
+// "all", "default" and "none" stand for several. import (of users), pin, repair and
+// override are as good as being root.
+//
+// For example:
+//
+//	cairn acl list
+//	cairn acl allow user:alice repair,gc
+//	cairn acl revoke '*' build
+//
+// # cairn acl allow
+//
+// Add a rule to the access list, unless what it says is there. The daemon sees it at
+// once: keys count from the next request on, rights of users from their next session.
+//
+// SUBJECT is user:NAME, uid:N, @GROUP, gid:N, * for everybody, a public key, a file
+// with one, or - for one on standard input. A key can only import, so no verb is
+// needed. A first rule about everybody adds to what everybody may do by default.
+//
+//	cairn acl allow [--dry-run] SUBJECT [VERB…] [flags]
+//	  -n, --dry-run                only print what the list would say
+//
+// For example:
+//
+//	cairn acl allow builder-1.pub
+//	cairn acl allow @deploy repair gc
+//	ssh web-1 cat /etc/cairn/signing-key.pub | cairn acl allow -
+//
+// # cairn acl check
+//
+// Say what a user may do, from the access list, the settings and the groups that the
+// user database knows, and which rules say so. With verbs, the exit code is 0 only if
+// the user may do all of them, and 7 if not.
+//
+//	cairn acl check [--user NAME] [VERB…] [flags]
+//	  --json                       print JSON
+//	  --user NAME                  whom it is about, NAME or number; default: you
+//
+// For example:
+//
+//	cairn acl check --user alice
+//	cairn acl check --user www-data build && echo yes
+//
+// # cairn acl list
+//
+// List all rules: those of the access list, and those that the settings make. What a
+// running daemon was told on its command line is not known here; 'cairn acl mine' asks
+// the daemon itself.
+//
+//	cairn acl list [flags]
+//	  --json                       print JSON
+//
+// For example:
+//
+//	cairn acl list
+//	cairn acl list --json
+//
+// # cairn acl mine
+//
+// Ask the running daemon who it thinks you are, by the credentials of the connection,
+// and what you may do.
+//
+//	cairn acl mine [flags]
+//	  --json                       print JSON
+//
+// For example:
+//
+//	cairn acl mine
+//	cairn acl mine --root ~/try
+//	sudo -u www-data cairn acl mine --json
+//
+// # cairn acl revoke
+//
+// Take verbs, or all that there are, out of the rules about SUBJECT. Rights that come
+// from elsewhere stay: those of a group, of everybody, and of the settings; 'cairn acl
+// check' shows what is left. What everybody may do by default can be revoked, too.
+//
+//	cairn acl revoke [--dry-run] SUBJECT [VERB…] [flags]
+//	  -n, --dry-run                only print what the list would say
+//
+// For example:
+//
+//	cairn acl revoke builder-1.pub
+//	cairn acl revoke user:alice gc
+//	cairn acl revoke '*'
+//
 // # cairn archive
 //
 // Carry store objects between machines in signed archives.
@@ -46,7 +156,8 @@
 // --extract unpacks a bare NAR to a directory that does not exist.
 //
 // --generate-key makes the signing key; the secret half is readable by its owner
-// alone. --authorize reads a public key and lets its archives be imported.
+// alone. --authorize reads a public key and lets its archives be imported, as
+// 'cairn acl allow' does, which also lists and revokes.
 //
 //	cairn archive --export [-r] PATH… | --import | --missing | --list | --extract DIR | --generate-key | --authorize [flags]
 //	  --authorize                  let the public key on standard input sign imports

@@ -130,7 +130,8 @@ var hintTable = []struct {
 	is   func(error) bool
 	hint string
 }{
-	{is(archive.ErrUnauthorized), "nothing was imported; when the key is the one you expect: cairn archive --authorize < KEY-FILE (the sender's /etc/cairn/signing-key.pub)"},
+	{is(archive.ErrUnauthorized), "nothing was imported; when the key is the one you expect: cairn acl allow KEY-FILE (the sender's /etc/cairn/signing-key.pub)"},
+	{is(protocol.ErrNotAllowed), "'cairn acl mine' says what you may do; root can add to it: cairn acl allow user:NAME VERB"},
 	{is(archive.ErrCorrupt), "nothing of it was kept; make it again with 'cairn archive --export', or copy it again"},
 	{isDiskFull, "'cairn gc' deletes what nothing needs, 'cairn gc --dry-run' only lists it; nothing half done was kept"},
 	{is(activate.ErrNoSystemd), "a switch needs a host whose first process is systemd; 'cairn system build' and 'cairn deploy' work without"},

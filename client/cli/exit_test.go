@@ -32,7 +32,7 @@ func TestExitCodes(t *testing.T) {
 		{"undone", errors.Join(&activate.Undone{Cause: &activate.UnitError{Unit: "a.service"}}, nil), 5, "journalctl -u a.service"},
 		{"undone but not all", &activate.Undone{Cause: errors.New("x"), Left: []string{"y"}}, 1, "by hand"},
 		{"machines", &machinesError{1, 2}, 6, ""},
-		{"unknown key", fmt.Errorf("import: %w", archive.ErrUnauthorized), 7, "cairn archive --authorize"},
+		{"unknown key", fmt.Errorf("import: %w", archive.ErrUnauthorized), 7, "cairn acl allow"},
 		{"no daemon", hinted(errNoDaemon, "start it"), 8, "start it"},
 		{"damaged archive", fmt.Errorf("import: %w", archive.ErrCorrupt), 102, "make it again"},
 		{"interrupted", fmt.Errorf("build: %w", context.Canceled), 130, ""},
