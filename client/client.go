@@ -317,6 +317,10 @@ func (c *Conn) messages(k *call) error {
 			return m.Err
 		case protocol.KindRead:
 			return c.lost(errors.New("the daemon asks for data that this operation has not"))
+		case protocol.KindResult:
+			if obs != nil && m.Result != protocol.ResHeartbeat {
+				obs.Message(m)
+			}
 		case protocol.KindWrite:
 			if k.chunk != nil && failed == nil {
 				failed = k.chunk(m.Data)

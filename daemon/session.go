@@ -43,6 +43,7 @@ type session struct {
 	held   int
 	set    choices
 	memory memory
+	beat   *time.Timer       // of the next sign of life; nil: nobody wants one
 	within atomic.Bool       // a request
 	upload *wire.FrameReader // of the request under way
 
@@ -126,6 +127,10 @@ func (x *session) handshake(refused error) (protocol.Format, error) {
 	x.d, x.e = protocol.NewDecoder(r, f), protocol.NewEncoder(w, f)
 	x.d.Reserve = x.memory.take
 	x.tunnel = newTunnel(x.e)
+	if f.Has(protocol.FeatureHeartbeat) {
+		x.beat = time.AfterFunc(time.Hour, x.heartbeat)
+		x.beat.Stop()
+	}
 	if err := x.answer(refused, nil); err != nil {
 		return f, fmt.Errorf("handshake: %w", err)
 	}
@@ -285,6 +290,10 @@ func (x *session) work(op *operation, run runner) (reply, error) {
 	defer cancel(nil)
 	gone := func() { cancel(ErrHangup) }
 	x.tunnel.begin(gone)
+	if x.beat != nil {
+		x.beat.Reset(protocol.HeartbeatTime)
+		defer x.beat.Stop()
+	}
 	stop := func() {}
 	if op.long {
 		stop = watch(x.conn, gone)
@@ -298,6 +307,13 @@ func (x *session) work(op *operation, run runner) (reply, error) {
 		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
 	}
 	return rep, err
+}
+
+// heartbeat gives a sign of life, and the next one later, while work runs.
+func (x *session) heartbeat() {
+	if x.tunnel.send(&protocol.Message{Kind: protocol.KindResult, Result: protocol.ResHeartbeat}) {
+		x.beat.Reset(protocol.HeartbeatTime)
+	}
 }
 
 // run turns a bug in one request into the end of that session, not of the daemon.

@@ -56,18 +56,19 @@ func (t *tunnel) end() error {
 	return t.err
 }
 
-// send queues a message. Outside work, and when too much waits, it is dropped.
-func (t *tunnel) send(m *protocol.Message) {
+// send queues a message. When too much waits, it is dropped; so it is outside work, which send reports.
+func (t *tunnel) send(m *protocol.Message) (working bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.open || t.err != nil {
-		return
+		return false
 	}
 	if t.queued > maxQueued && (m.Kind == protocol.KindNext || m.Kind == protocol.KindResult) {
 		t.dropped++
-		return
+		return true
 	}
 	t.push(m)
+	return true
 }
 
 // write queues bulk data, after waiting until little enough waits.

@@ -37,6 +37,8 @@ var order = []string{
 	"daemon/sandbox",
 	"client",
 	"daemon/legacy",
+	"client/legacy",
+	"client/peer",
 	"daemon/substitute",
 	"daemon/build",
 	"archive/ship",

@@ -56,6 +56,9 @@ const (
 	ResProgress         ResultType = 105 // done, expected, running, failed
 	ResSetExpected      ResultType = 106 // type, number
 	ResPostBuildLogLine ResultType = 107
+
+	// ResHeartbeat is of no activity and says nothing but that the server lives; see FeatureHeartbeat.
+	ResHeartbeat ResultType = 0x6361_0001
 )
 
 // Verbosity is the level of an error or activity.

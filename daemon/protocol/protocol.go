@@ -31,6 +31,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"cairn/store"
 )
@@ -58,13 +59,19 @@ const (
 	FeatureRealisations Feature = "realisation-with-path-not-hash"
 	// FeatureDeleteReferrers adds a word to CollectGarbage: delete dead referrers as well.
 	FeatureDeleteReferrers Feature = "delete-dead-specific-referrers"
+	// FeatureHeartbeat makes the server send ResHeartbeat every HeartbeatTime while it works on a request, so that a client
+	// can tell a server that is busy from one that is dead.
+	FeatureHeartbeat Feature = "cairn-heartbeat-1"
 	// FeatureCairn adds the operations from OpImportBundle on, and error codes.
 	FeatureCairn Feature = "cairn-1"
 )
 
+// HeartbeatTime is how often a server with FeatureHeartbeat gives a sign of life.
+const HeartbeatTime = 5 * time.Second
+
 // AllFeatures lists what both sides here announce, sorted.
 func AllFeatures() []Feature {
-	return []Feature{FeatureCairn, FeatureDeleteReferrers, FeatureRealisations}
+	return []Feature{FeatureCairn, FeatureHeartbeat, FeatureDeleteReferrers, FeatureRealisations}
 }
 
 // Format is what the two sides of a session agreed on.
