@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -22,7 +21,11 @@ type buildRequest struct {
 }
 
 func readBuild(d *protocol.Decoder) buildRequest {
-	return buildRequest{d.Targets(), d.Uint64()}
+	q := buildRequest{targets: d.Targets()}
+	if d.Version >= protocol.Minor(15) {
+		q.mode = d.Uint64()
+	}
+	return q
 }
 
 // modeOf checks a build mode and the right to it.
@@ -133,7 +136,27 @@ func failures(results []*protocol.BuildResult) error {
 	if len(texts) == 0 {
 		return nil
 	}
-	return errors.New(strings.Join(texts, "\n"))
+	return &protocol.Error{Text: strings.Join(texts, "\n"), Status: exitStatus(results)}
+}
+
+// exitStatus is what nix-store would exit with, which peers before 1.26 are told: 100, plus 1 for a time-out,
+// 2 for a wrong hash; 104 for a second build that differs, 1 for the rest.
+func exitStatus(results []*protocol.BuildResult) uint64 {
+	const failed, timedOut, mismatch, differs = 100, 101, 102, 104
+	status := uint64(0)
+	for _, r := range results {
+		switch r.Status {
+		case protocol.PermanentFailure, protocol.TransientFailure, protocol.CachedFailure, protocol.MiscFailure, protocol.LogLimitExceeded:
+			status |= failed
+		case protocol.TimedOut:
+			status |= timedOut
+		case protocol.OutputRejected:
+			status |= mismatch
+		case protocol.NotDeterministic:
+			status |= differs
+		}
+	}
+	return max(status, 1)
 }
 
 func cmpText(texts ...string) string {

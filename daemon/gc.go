@@ -113,8 +113,14 @@ func (x *session) collectGarbage(ctx context.Context, o *protocol.GCOptions) (re
 	}, nil
 }
 
-// tell sends a line of log.
-func (x *session) tell(line string) {
+// tell sends a line of log, unless the client wants less.
+func (x *session) tell(line string) { x.say(protocol.LevelInfo, line) }
+
+// say sends a line of log of a level.
+func (x *session) say(level protocol.Verbosity, line string) {
+	if level > x.set.level {
+		return
+	}
 	x.tunnel.send(&protocol.Message{Kind: protocol.KindNext, Text: line + "\n"})
 }
 
@@ -220,7 +226,7 @@ func (x *session) verifyStore(ctx context.Context, q verification) (reply, error
 		x.warn("this daemon cannot repair; it only says what is wrong")
 	}
 	r, err := x.server.store.Verify(ctx, &disk.VerifyOptions{Contents: q.contents}, func(p disk.Problem) {
-		x.tell(fmt.Sprintf("error: path '%s': %v", p.Path, p.Err))
+		x.say(protocol.LevelError, fmt.Sprintf("error: path '%s': %v", p.Path, p.Err))
 	})
 	if err != nil {
 		return nil, err

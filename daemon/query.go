@@ -83,18 +83,30 @@ func (x *session) queryAllValidPaths(context.Context, struct{}) (reply, error) {
 
 func (x *session) queryPathInfo(ctx context.Context, p store.Path) (reply, error) {
 	info, err := x.server.store.Info(ctx, p)
-	if errors.Is(err, store.ErrNotValid) {
+	flagged := x.d.Version >= protocol.Minor(17)
+	if errors.Is(err, store.ErrNotValid) && flagged {
 		return replyBool(false), nil
 	}
 	if err != nil {
 		return nil, err
 	}
 	return func(e *protocol.Encoder) error {
-		e.Bool(true)
+		if flagged {
+			e.Bool(true)
+		}
 		e.Info(info)
 		return nil
 	}, nil
 }
+
+// queryFailedPaths knows of none: failures are not remembered.
+func (x *session) queryFailedPaths(context.Context, struct{}) (reply, error) {
+	return replyPaths(nil, nil)
+}
+
+func readTexts(d *protocol.Decoder) []string { return d.Texts(protocol.MaxPath) }
+
+func (x *session) clearFailedPaths(context.Context, []string) (reply, error) { return one, nil }
 
 func readDigest(d *protocol.Decoder) string { return d.Text(protocol.MaxPath) }
 

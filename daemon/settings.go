@@ -15,9 +15,10 @@ import (
 
 // choices are what a session has set.
 type choices struct {
-	*settings.Settings                // never changed, only replaced
-	verbose            bool           // build output as lines of log
-	builder            *build.Builder // with these settings; nil until it is used
+	*settings.Settings                    // never changed, only replaced
+	verbose            bool               // build output as lines of log
+	builder            *build.Builder     // with these settings; nil until it is used
+	level              protocol.Verbosity // of the lines of log that are wanted
 }
 
 // maxSeconds keeps times of clients in the range of durations.
@@ -37,16 +38,17 @@ func (x *session) setOptions(_ context.Context, o *protocol.Options) (reply, err
 	if o.MaxSilent > 0 {
 		s.MaxSilent = time.Duration(min(o.MaxSilent, maxSeconds)) * time.Second
 	}
+	x.set.level = o.Verbosity
 	for _, name := range slices.Sorted(maps.Keys(o.Overrides)) {
 		if warning := s.Override(name, o.Overrides[name], x.may(archive.Override)); warning != "" {
 			x.warn("%s", warning)
 		}
 	}
-	x.set = choices{Settings: s, verbose: o.VerboseBuild}
+	x.set = choices{Settings: s, verbose: o.VerboseBuild, level: o.Verbosity}
 	return nil, nil
 }
 
 // warn tells the client, as Nix's daemon would.
 func (x *session) warn(format string, args ...any) {
-	x.tell("warning: " + fmt.Sprintf(format, args...))
+	x.say(protocol.LevelWarn, "warning: "+fmt.Sprintf(format, args...))
 }

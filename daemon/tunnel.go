@@ -42,6 +42,7 @@ func (t *tunnel) begin(gone func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.open, t.gone = true, gone
+	t.wake()
 }
 
 // end writes what is queued and gives the encoder back.
@@ -56,11 +57,12 @@ func (t *tunnel) end() error {
 	return t.err
 }
 
-// send queues a message. When too much waits, it is dropped; so it is outside work, which send reports.
+// send queues a message. Outside work only lines of log are kept, for the next work, and send reports false; when too much waits,
+// it is dropped.
 func (t *tunnel) send(m *protocol.Message) (working bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.open || t.err != nil {
+	if t.err != nil || !t.open && m.Kind != protocol.KindNext {
 		return false
 	}
 	if t.queued > maxQueued && (m.Kind == protocol.KindNext || m.Kind == protocol.KindResult) {
@@ -68,7 +70,7 @@ func (t *tunnel) send(m *protocol.Message) (working bool) {
 		return true
 	}
 	t.push(m)
-	return true
+	return t.open
 }
 
 // write queues bulk data, after waiting until little enough waits.
@@ -101,7 +103,14 @@ func (t *tunnel) Write(p []byte) (int, error) {
 func (t *tunnel) push(m *protocol.Message) {
 	t.queue = append(t.queue, m)
 	t.queued += cost(m)
-	if !t.pumping {
+	if t.open {
+		t.wake()
+	}
+}
+
+// wake has what is queued written. It is called with mu held.
+func (t *tunnel) wake() {
+	if len(t.queue) > 0 && !t.pumping {
 		t.pumping = true
 		go t.pump()
 	}

@@ -253,7 +253,7 @@ func TestErrorsOnTheWire(t *testing.T) {
 	if got := c.d.Paths(); len(got) != 0 || c.d.Err() != nil {
 		t.Errorf("after a bad value: %v, %v", got, c.d.Err())
 	}
-	for _, op := range []protocol.Op{protocol.OpStatus, 25, 99} {
+	for _, op := range []protocol.Op{protocol.OpStatus, 2, 99} {
 		c := r.raw(34)
 		c.send(op, nil)
 		if m := c.next(); m.Kind != protocol.KindError || !strings.Contains(m.Err.Text, "invalid operation") {

@@ -85,10 +85,12 @@ func (s Server) Handshake(r *wire.Reader, w *wire.Writer) (Format, error) {
 			return f, err
 		}
 	}
-	if d.Uint64() != 0 {
+	if f.Version >= Minor(14) && d.Uint64() != 0 {
 		d.Uint64()
 	}
-	d.Uint64()
+	if f.Version >= Minor(11) {
+		d.Uint64()
+	}
 	if d.broken != nil {
 		return f, d.broken
 	}
@@ -135,8 +137,8 @@ func (c Client) Handshake(r *wire.Reader, w *wire.Writer) (Answer, error) {
 	if d.broken != nil {
 		return a, d.broken
 	}
-	if peer>>8 != a.Version>>8 || peer < Oldest {
-		return a, fmt.Errorf("server speaks protocol %s, wanted is at least %s", peer, Oldest)
+	if peer>>8 != a.Version>>8 || peer < OldestServer {
+		return a, fmt.Errorf("server speaks protocol %s, wanted is at least %s", peer, OldestServer)
 	}
 	a.Version = min(a.Version, peer)
 	if a.Version >= Minor(38) {
@@ -146,8 +148,12 @@ func (c Client) Handshake(r *wire.Reader, w *wire.Writer) (Answer, error) {
 		}
 		a.Features = common(c.Features, d.features())
 	}
-	e.Uint64(0)
-	e.Uint64(0)
+	if a.Version >= Minor(14) {
+		e.Uint64(0)
+	}
+	if a.Version >= Minor(11) {
+		e.Uint64(0)
+	}
 	if err := e.Flush(); err != nil {
 		return a, err
 	}

@@ -5,15 +5,16 @@ import "cairn/store"
 // Info writes what is known of a path without the path itself.
 //
 //	deriver or "", narHash base 16, set references, registration time, nar size,
-//	bool ultimate, set signatures, content address or ""
-//
-// It is the layout of 1.16, which every version that is served has.
+//	≥1.16: bool ultimate, set signatures, content address or ""
 func (e *Encoder) Info(i *store.Info) {
 	e.Path(i.Deriver)
 	e.Text(i.NarHash.Hex())
 	e.Paths(i.References)
 	e.Uint64(uint64(max(i.RegisteredAt, 0)))
 	e.Uint64(uint64(i.NarSize))
+	if e.Version < Minor(16) {
+		return
+	}
 	e.Bool(i.Ultimate)
 	e.TextSet(i.Signatures)
 	e.Text(i.CA.String())
@@ -27,17 +28,20 @@ func (e *Encoder) KeyedInfo(i *store.Info) {
 
 // Info reads what Info writes, of the given path.
 func (d *Decoder) Info(p store.Path) *store.Info {
-	return &store.Info{
+	i := &store.Info{
 		Path:         p,
 		Deriver:      d.OptionalPath(),
 		NarHash:      d.NarHash(),
 		References:   d.Paths(),
 		RegisteredAt: d.Int63(),
 		NarSize:      d.Int63(),
-		Ultimate:     d.Bool(),
-		Signatures:   d.Texts(MaxPath),
-		CA:           d.ContentAddress(),
 	}
+	if d.Version >= Minor(16) {
+		i.Ultimate = d.Bool()
+		i.Signatures = d.Texts(MaxPath)
+		i.CA = d.ContentAddress()
+	}
+	return i
 }
 
 // KeyedInfo reads a path and its info.

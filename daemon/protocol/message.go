@@ -157,11 +157,11 @@ func (e *Error) Is(target error) bool {
 	return false
 }
 
-// Message writes one message. Activities are left out for peers before 1.20.
+// Message writes one message. Peers before 1.20 know no activities: they get lines of log instead, for the start of
+// what has a text, and for what a build prints.
 func (e *Encoder) Message(m *Message) {
-	switch m.Kind {
-	case KindStart, KindStop, KindResult:
-		if e.Version < Minor(20) {
+	if e.Version < Minor(20) {
+		if m = m.line(); m == nil {
 			return
 		}
 	}
@@ -192,6 +192,19 @@ func (e *Encoder) Message(m *Message) {
 	default:
 		panic(fmt.Sprintf("BUG: message of kind %#x", uint64(m.Kind)))
 	}
+}
+
+// line returns what a message is to a peer without activities, or nil.
+func (m *Message) line() *Message {
+	switch {
+	case m.Kind == KindStart && m.Text != "":
+		return &Message{Kind: KindNext, Text: m.Text + "...\n"}
+	case m.Kind == KindResult && (m.Result == ResBuildLogLine || m.Result == ResPostBuildLogLine) && len(m.Fields) > 0:
+		return &Message{Kind: KindNext, Text: m.Fields[0].Text + "\n"}
+	case m.Kind == KindStart || m.Kind == KindStop || m.Kind == KindResult:
+		return nil
+	}
+	return m
 }
 
 func (e *Encoder) fields(list []Field) {

@@ -27,6 +27,8 @@ const (
 	OpQuerySubstitutablePathInfo  Op = 21
 	OpQueryDerivationOutputs      Op = 22
 	OpQueryAllValidPaths          Op = 23
+	OpQueryFailedPaths            Op = 24
+	OpClearFailedPaths            Op = 25
 	OpQueryPathInfo               Op = 26
 	OpImportPaths                 Op = 27
 	OpQueryDerivationOutputNames  Op = 28

@@ -39,10 +39,13 @@ import (
 // Version is a protocol version, major<<8 | minor.
 type Version uint64
 
-// The versions that matter: what is announced, and what is the least that is served.
+// The versions that matter: what is announced, and what is the least that is served. Nix itself has refused
+// peers before 1.18 since 2.24; what the older ones do differently is little, and stands where it is encoded.
 const (
 	Newest Version = 1<<8 | 38
-	Oldest Version = 1<<8 | 18
+	// OldestServer is the least that our clients speak.
+	OldestServer Version = 1<<8 | 18
+	Oldest       Version = 1<<8 | 10
 )
 
 // Minor returns the version 1.n.
@@ -69,7 +72,9 @@ const (
 // HeartbeatTime is how often a server with FeatureHeartbeat gives a sign of life.
 const HeartbeatTime = 5 * time.Second
 
-// AllFeatures lists what both sides here announce, sorted.
+// AllFeatures lists what both sides here announce, sorted. Not among them are those of the daemon that Nix puts
+// into a build ("disable-set-options", "add-to-store-scanning", "submit-output"): its clients announce these to
+// everybody, and who answered with the first would never learn their settings.
 func AllFeatures() []Feature {
 	return []Feature{FeatureCairn, FeatureHeartbeat, FeatureDeleteReferrers, FeatureRealisations}
 }

@@ -365,7 +365,7 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, which, minor uint8, b []byte) {
 		c := codecs[int(which)%len(codecs)]
-		fm := format(20 + int(minor)%19)
+		fm := format(10 + int(minor)%29)
 		if minor >= 128 {
 			fm.Features = protocol.AllFeatures()
 		}
