@@ -1,8 +1,14 @@
-// Package compat runs Debian's nix client against our daemon and against its own store, and compares.
+// Package compat runs real nix clients against our daemon and against their own, and compares.
 //
-// Both stores have the same logical directory, so that paths are comparable. Ours lies elsewhere; the
-// client sees it in the right place because it runs in a mount namespace of its own, where the real directory is
-// bound over the logical one. Needs root and nix (make deps).
+// A world is two stores with one logical directory, so that paths are comparable: theirs, served by the nix-daemon
+// of a generation of nix, and ours, served by our daemon in this process. Ours lies elsewhere; the client sees it in
+// the right place because it runs in a mount namespace of its own, where the real directory is bound over the logical one.
+//
+// The generations are Debian's own nix (2.8) and that of Debian sid (2.34), which is unpacked once into
+// the lab's cache (lab.Peers) and entered with chroot.
+//
+// The whole test program runs in a mount namespace: its files are on a tmpfs that goes with it, and the chroot
+// sees them at the same place. Needs root, nix and debootstrap (make deps).
 package compat
 
 import (
@@ -16,13 +22,19 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"cairn/daemon"
 	"cairn/daemon/build"
 	"cairn/daemon/sandbox"
+	"cairn/daemon/settings"
 	"cairn/store"
 	"cairn/store/disk"
+	"cairn/tests/lab"
 )
 
 // proxyVariable makes this program what ssh would be: a way to the daemon's socket.
@@ -37,7 +49,84 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	if os.Getuid() == 0 {
+		if err := ownNamespace(); err != nil {
+			fmt.Fprintln(os.Stderr, "compat:", err)
+			os.Exit(1)
+		}
+	}
+	code := m.Run()
+	if scratch != "" {
+		unix.Unmount(scratch, unix.MNT_DETACH)
+		os.Remove(scratch)
+	}
+	os.Exit(code)
+}
+
+// namespaceVariable says that this program is in its mount namespace.
+const namespaceVariable = "COMPAT_NAMESPACE"
+
+// scratch is the tmpfs of all worlds.
+var scratch string
+
+// ownNamespace starts this program again in a mount namespace, which ends with it, however it ends.
+func ownNamespace() error {
+	if os.Getenv(namespaceVariable) == "" {
+		unshare, err := exec.LookPath("unshare")
+		if err != nil {
+			return err
+		}
+		self, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		argv := append([]string{"unshare", "--mount", "--propagation", "private", self}, os.Args[1:]...)
+		return unix.Exec(unshare, argv, append(os.Environ(), namespaceVariable+"=1"))
+	}
+	os.Unsetenv(namespaceVariable)
+	dir, err := os.MkdirTemp("/tmp", "compat")
+	if err != nil {
+		return err
+	}
+	scratch = dir
+	return unix.Mount("compat", scratch, "tmpfs", unix.MS_NOSUID, "mode=0755")
+}
+
+// generation is a release of nix.
+type generation struct {
+	name   string
+	system func() (string, error) // the root directory it is installed in
+}
+
+var (
+	nix28  = &generation{"2.8", func() (string, error) { return "", nil }}
+	nix234 = &generation{"2.34", sync.OnceValues(peers)}
+)
+
+// generations runs a test with each generation of nix, both at the same time; t itself becomes parallel too.
+func generations(t *testing.T, f func(t *testing.T, w *world)) {
+	t.Helper()
+	t.Parallel()
+	for _, g := range []*generation{nix28, nix234} {
+		t.Run("nix "+g.name, func(t *testing.T) {
+			t.Parallel()
+			f(t, g.world(t))
+		})
+	}
+}
+
+// peers is the chroot of newer programs, with what this system has to show them.
+func peers() (string, error) {
+	root, err := lab.Peers(context.Background(), os.Stderr)
+	if err != nil {
+		return "", err
+	}
+	for _, dir := range []string{"/proc", "/dev", "/tmp"} {
+		if err := unix.Mount(dir, root+dir, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return "", fmt.Errorf("bind %s: %w", dir, err)
+		}
+	}
+	return root, nil
 }
 
 // proxy joins standard input and output with a socket.
@@ -80,11 +169,12 @@ func need(t *testing.T) {
 type side struct {
 	t     *testing.T
 	name  string
+	root  string // of the system that commands run in; empty: this one
 	env   []string
 	dir   string // logical store directory
 	real  string // where it is
 	state string
-	conn  string   // socket of the daemon, if it is ours
+	conn  string   // socket of the daemon
 	work  string   // current directory
 	as    []string // what runs commands as somebody else
 	store *disk.Store
@@ -92,6 +182,7 @@ type side struct {
 
 // world is two stores with one name.
 type world struct {
+	gen          *generation
 	root         string
 	dir          string // the logical store directory
 	theirs, ours *side
@@ -102,12 +193,20 @@ sandbox = false
 build-users-group =
 substituters =
 max-jobs = 2
+fsync-metadata = false
 `
 
-func newWorld(t *testing.T) *world {
+// newWorld returns a world of the oldest generation.
+func newWorld(t *testing.T) *world { t.Helper(); return nix28.world(t) }
+
+func (g *generation) world(t *testing.T) *world {
 	t.Helper()
 	need(t)
-	root, err := os.MkdirTemp("", "compat")
+	system, err := g.system()
+	if err != nil {
+		t.Fatalf("nix %s: %v", g.name, err)
+	}
+	root, err := os.MkdirTemp(scratch, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,17 +214,48 @@ func newWorld(t *testing.T) *world {
 	if err := os.Chmod(root, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	w := &world{root: root, dir: filepath.Join(root, "store")}
-	w.theirs = w.side(t, "nix")
-	w.theirs.real = w.dir
-	w.theirs.env = append(w.theirs.env, "NIX_REMOTE=local")
-	w.ours = w.side(t, "cairn")
-	w.ours.real = filepath.Join(root, "cairn", "store")
+	w := &world{gen: g, root: root, dir: filepath.Join(root, "store")}
+	w.theirs = w.side(t, "nix", conf)
+	w.theirs.real, w.theirs.root, w.theirs.conn = w.dir, system, filepath.Join(root, "n")
+	w.theirs.startDaemon()
+	// Our builds are in the sandbox.
+	w.ours = w.side(t, "cairn", strings.Replace(conf, "sandbox = false", "sandbox = true", 1))
+	w.ours.real, w.ours.root, w.ours.conn = filepath.Join(root, "cairn", "store"), system, filepath.Join(root, "s")
 	w.startDaemon(t)
+	for _, s := range w.both() {
+		s.env = append(s.env, "NIX_REMOTE=daemon", "NIX_DAEMON_SOCKET_PATH="+s.conn)
+	}
 	return w
 }
 
-func (w *world) side(t *testing.T, name string) *side {
+// startDaemon starts the nix-daemon of the side's own generation.
+func (s *side) startDaemon() {
+	s.t.Helper()
+	cmd := s.command("nix-daemon")
+	cmd.Env = append(cmd.Env, "NIX_REMOTE=local", "NIX_DAEMON_SOCKET_PATH="+s.conn)
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+		if s.t.Failed() && errs.Len() > 0 {
+			s.t.Logf("nix-daemon: %s", errs.String())
+		}
+	})
+	for range 200 {
+		if c, err := net.Dial("unix", s.conn); err == nil {
+			c.Close()
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	s.t.Fatal("nix-daemon does not listen")
+}
+
+func (w *world) side(t *testing.T, name, conf string) *side {
 	t.Helper()
 	base := filepath.Join(w.root, name)
 	s := &side{t: t, name: name, dir: w.dir, state: filepath.Join(base, "var"), work: filepath.Join(base, "work")}
@@ -150,7 +280,11 @@ func (w *world) startDaemon(t *testing.T) {
 	s := w.ours
 	layout := disk.Layout{
 		Dir: store.Dir(w.dir), RealDir: s.real, StateDir: s.state, LogDir: filepath.Join(s.state, "log"),
-		SocketPath: filepath.Join(w.root, "s"), ConfDir: filepath.Join(w.root, "cairn", "conf"),
+		SocketPath: s.conn, ConfDir: filepath.Join(w.root, "cairn", "conf"),
+	}
+	set, err := settings.Load(layout.ConfDir, func(string) string { return "" }, os.ReadFile, func(text string) { t.Logf("nix.conf: %s", text) })
+	if err != nil {
+		t.Fatal(err)
 	}
 	if err := disk.Init(layout); err != nil {
 		t.Fatal(err)
@@ -159,8 +293,8 @@ func (w *world) startDaemon(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := build.New(d, nil)
-	server := daemon.New(d, b, nil)
+	b := build.New(d, &build.Options{Settings: set})
+	server := daemon.New(d, b, &daemon.Options{Settings: set})
 	l, err := daemon.Listen(layout)
 	if err != nil {
 		t.Fatal(err)
@@ -176,8 +310,7 @@ func (w *world) startDaemon(t *testing.T) {
 		}
 		d.Close()
 	})
-	s.store, s.conn = d, layout.SocketPath
-	s.env = append(s.env, "NIX_REMOTE=daemon", "NIX_DAEMON_SOCKET_PATH="+layout.SocketPath)
+	s.store = d
 }
 
 func removeAll(root string) {
@@ -199,17 +332,25 @@ type output struct {
 	code     int
 }
 
-// try runs a command with the side's store in its place.
+// command is argv with the side's store in its place, in the side's system.
+func (s *side) command(argv ...string) *exec.Cmd {
+	argv = append(slices.Clone(s.as), argv...)
+	if s.root != "" {
+		argv = append([]string{"unshare", "--root=" + s.root, "--wd=" + s.work}, argv...)
+	}
+	if s.real != s.dir {
+		argv = append([]string{"unshare", "--mount", "--propagation", "private", "sh", "-c", `mount --bind "$1" "$2" && shift 2 && exec "$@"`, "sh", s.real, s.root + s.dir}, argv...)
+	}
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env, cmd.Dir = slices.Clone(s.env), s.work
+	return cmd
+}
+
+// try runs a command.
 func (s *side) try(stdin []byte, argv ...string) output {
 	s.t.Helper()
-	argv = append(slices.Clone(s.as), argv...)
-	script := `mount --bind "$1" "$2" && shift 2 && exec "$@"`
-	args := append([]string{"-m", "--propagation", "private", "sh", "-c", script, "sh", s.real, s.dir}, argv...)
-	if s.real == s.dir {
-		args = append([]string{"-m", "--propagation", "private"}, argv...)
-	}
-	cmd := exec.Command("unshare", args...)
-	cmd.Env, cmd.Dir, cmd.Stdin = s.env, s.work, bytes.NewReader(stdin)
+	cmd := s.command(argv...)
+	cmd.Stdin = bytes.NewReader(stdin)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -50,8 +49,22 @@ func Base(ctx context.Context, suite string, log io.Writer) (string, error) {
 	if suite == "" {
 		suite = "trixie"
 	}
-	key := sha256.Sum256([]byte(baseVersion + "\n" + suite + "\n" + strings.Join(basePackages, "\n")))
-	dir := filepath.Join(CacheDir(), fmt.Sprintf("%s-%x", suite, key[:6]))
+	return cached(suite, baseVersion+"\n"+suite+"\n"+strings.Join(basePackages, "\n"), func(tmp string) error {
+		if log != nil {
+			fmt.Fprintf(log, "lab: making the base system of %s in %s, once; about 80 s\n", suite, CacheDir())
+		}
+		if err := debootstrap(ctx, suite, tmp, "--include="+strings.Join(basePackages, ",")); err != nil {
+			return err
+		}
+		return prepareBase(ctx, tmp)
+	})
+}
+
+// cached returns the tree name in the cache, making it if it is not there or was made from another recipe.
+// It is made beside its place and renamed: a tree is there whole or not at all.
+func cached(name, recipe string, produce func(tmp string) error) (string, error) {
+	key := sha256.Sum256([]byte(recipe))
+	dir := filepath.Join(CacheDir(), fmt.Sprintf("%s-%x", name, key[:6]))
 	if exists(dir) {
 		return dir, nil
 	}
@@ -66,39 +79,18 @@ func Base(ctx context.Context, suite string, log io.Writer) (string, error) {
 	if exists(dir) {
 		return dir, nil
 	}
-	if err := makeBase(ctx, suite, dir, log); err != nil {
-		return "", fmt.Errorf("make base system %s: %w", dir, err)
-	}
-	return dir, nil
-}
-
-// makeBase builds beside dir and renames: a base system is there whole or not at all. The caller holds its lock.
-func makeBase(ctx context.Context, suite, dir string, log io.Writer) error {
-	mirror, err := Mirror("/etc/apt")
-	if err != nil {
-		return err
-	}
-	if log != nil {
-		fmt.Fprintf(log, "lab: making the base system of %s in %s, once; about 80 s\n", suite, CacheDir())
-	}
 	tmp := dir + ".tmp"
 	if err := os.RemoveAll(tmp); err != nil {
-		return err
+		return "", err
 	}
 	defer os.RemoveAll(tmp)
-	cmd := exec.CommandContext(ctx, "debootstrap", "--variant=minbase", "--include="+strings.Join(basePackages, ","), suite, tmp, mirror)
-	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C", "TMPDIR=/tmp")
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("debootstrap: %w: %s", err, out[max(0, len(out)-2000):])
-	}
-	if err := prepareBase(ctx, tmp); err != nil {
-		return err
+	if err := produce(tmp); err != nil {
+		return "", fmt.Errorf("make %s: %w", dir, err)
 	}
 	if err := unmountBelow(tmp); err != nil {
-		return err
+		return "", err
 	}
-	return os.Rename(tmp, dir)
+	return dir, os.Rename(tmp, dir)
 }
 
 func prepareBase(ctx context.Context, root string) error {
