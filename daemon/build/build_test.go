@@ -597,7 +597,7 @@ func TestFetchURL(t *testing.T) {
 		{"plain", server.URL + "/file", flat, store.Flat, nil, protocol.Built, ""},
 		{"redirect", server.URL + "/moved", flat, store.Flat, nil, protocol.Built, ""},
 		{"flaky", server.URL + "/flaky", flat, store.Flat, nil, protocol.Built, ""},
-		{"missing", server.URL + "/none", flat, store.Flat, nil, protocol.TransientFailure, "the server answers 404 Not Found"},
+		{"missing", server.URL + "/none", flat, store.Flat, nil, protocol.TransientFailure, "404 Not Found"},
 		{"refused", "http://127.0.0.1:1/x", flat, store.Flat, nil, protocol.TransientFailure, "connection refused"},
 		{"wrong hash", server.URL + "/file", "sha256-fk+i64x6wIlznV3vxEifrWihANkggso1xrQKRSSCH4c=", store.Flat, nil, protocol.OutputRejected, "hash mismatch in fixed-output derivation"},
 		{"recursive", server.URL + "/file", "sha256-HDfQGvQL4ugGkd48w99EN3ppmvuxfGjwgJZLL9Bx/BM=", store.Recursive, nil, protocol.Built, ""},

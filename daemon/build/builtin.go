@@ -17,8 +17,10 @@ var builtins = []struct {
 	name  string
 	build func(a *attempt, ctx context.Context, out string) error
 }{
+	{"buildenv", (*attempt).buildenv},
 	{"fetchurl", (*attempt).fetchURL},
 	{"tree", (*attempt).makeTree},
+	{"unpack-channel", (*attempt).unpackChannel},
 }
 
 // builtin runs a built-in builder in the place of a sandbox.
@@ -52,13 +54,19 @@ func (a *attempt) builtin(ctx context.Context, name string) error {
 // locate finds where a path below the store directory really is, following symbolic links as somebody would who sees
 // only the inputs.
 func (a *attempt) locate(logical string) (string, error) {
+	real, _, err := a.follow(logical)
+	return real, err
+}
+
+// follow is locate; it also returns the path in the store without links.
+func (a *attempt) follow(logical string) (string, string, error) {
 	for links := 0; ; {
 		p, rest, err := a.b.store.Dir().Within(logical)
 		if err != nil {
-			return "", err
+			return "", "", err
 		}
 		if !slices.Contains(a.inputs, p) {
-			return "", fmt.Errorf("%s is not among the inputs", p)
+			return "", "", fmt.Errorf("%s is not among the inputs", p)
 		}
 		real, at := a.b.store.RealPath(p), p.String()
 		parts := strings.Split(strings.TrimPrefix(rest, "/"), "/")
@@ -69,11 +77,11 @@ func (a *attempt) locate(logical string) (string, error) {
 		for i := 0; ; i++ {
 			fi, err := os.Lstat(real)
 			if err != nil {
-				return "", err
+				return "", "", err
 			}
 			if fi.Mode()&os.ModeSymlink != 0 {
 				if target, err = os.Readlink(real); err != nil {
-					return "", err
+					return "", "", err
 				}
 				if !filepath.IsAbs(target) {
 					target = filepath.Join(filepath.Dir(at), target)
@@ -82,15 +90,15 @@ func (a *attempt) locate(logical string) (string, error) {
 				break
 			}
 			if i == len(parts) {
-				return real, nil
+				return real, at, nil
 			}
 			if parts[i] == "" || parts[i] == "." || parts[i] == ".." {
-				return "", fmt.Errorf("path %q is not clean", logical)
+				return "", "", fmt.Errorf("path %q is not clean", logical)
 			}
 			real, at = filepath.Join(real, parts[i]), filepath.Join(at, parts[i])
 		}
 		if links++; links > 40 {
-			return "", fmt.Errorf("%s: too many symbolic links", logical)
+			return "", "", fmt.Errorf("%s: too many symbolic links", logical)
 		}
 		logical = target
 	}

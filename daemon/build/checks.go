@@ -18,6 +18,7 @@ type conditions struct {
 	disallowedRequisites []string
 	maxSize              int64 // of the archive; 0: any
 	maxClosureSize       int64
+	ignoreSelf           bool // requisites do not count the output itself
 }
 
 // conditions reads the demands on an output: variables for all outputs, or, with structured attributes, outputChecks.NAME.
@@ -34,6 +35,7 @@ func (a *attempt) conditions(attrs attributes, output string) conditions {
 			v, ok := a.drv.Env[name]
 			return strings.Fields(v), ok
 		})
+		c.ignoreSelf = true
 		return c
 	}
 	all, _ := attrs["outputChecks"].(map[string]any)
@@ -43,6 +45,7 @@ func (a *attempt) conditions(attrs attributes, output string) conditions {
 		return stringsOf(v), ok
 	})
 	c.maxSize, c.maxClosureSize = integer(mine["maxSize"]), integer(mine["maxClosureSize"])
+	c.ignoreSelf, _ = mine["ignoreSelfRefs"].(bool)
 	return c
 }
 
@@ -89,6 +92,9 @@ func (a *attempt) checkOutput(ctx context.Context, o *output, c conditions) erro
 		if c.maxClosureSize > 0 && size > c.maxClosureSize {
 			return failure(protocol.OutputRejected, "closure of path '%s' is too large at %d bytes; limit is %d bytes", o.final, size, c.maxClosureSize)
 		}
+		if c.ignoreSelf {
+			closure = slices.DeleteFunc(closure, func(p store.Path) bool { return p == o.final })
+		}
 		if err := a.checkSet(o, closure, c.allowedRequisites, c.disallowedRequisites); err != nil {
 			return err
 		}
@@ -128,7 +134,7 @@ func (a *attempt) named(o *output, words []string) ([]store.Path, error) {
 		}
 		i := slices.IndexFunc(a.outputs, func(x *output) bool { return x.name == w })
 		if i < 0 {
-			return nil, failure(protocol.OutputRejected, "derivation '%s' contains an illegal reference specifier '%s'", a.key.drv, w)
+			return nil, failure(protocol.OutputRejected, "derivation contains an illegal reference specifier '%s'", w)
 		}
 		paths = append(paths, a.outputs[i].final)
 	}

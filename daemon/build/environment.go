@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"cairn/daemon/protocol"
 	"cairn/derivation"
 	"cairn/store"
 )
@@ -86,12 +87,12 @@ func (a *attempt) plainVariables(env map[string]string, files map[string][]byte)
 	}
 	words := strings.Fields(a.drv.Env["exportReferencesGraph"])
 	if len(words)%2 != 0 {
-		return fmt.Errorf("derivation '%s': exportReferencesGraph has %d words, which are no pairs of name and path", a.key.drv, len(words))
+		return failure(protocol.InputRejected, "odd number of tokens in 'exportReferencesGraph': '%s'", a.drv.Env["exportReferencesGraph"])
 	}
 	for ; len(words) > 0; words = words[2:] {
 		name := words[0]
 		if err := checkFileName(name); err != nil {
-			return fmt.Errorf("derivation '%s': exportReferencesGraph: %w", a.key.drv, err)
+			return failure(protocol.InputRejected, "invalid file name '%s' in 'exportReferencesGraph'", name)
 		}
 		infos, err := a.graph([]string{words[1]})
 		if err != nil {
@@ -116,10 +117,10 @@ func (a *attempt) graph(paths []string) ([]*store.Info, error) {
 	for _, s := range paths {
 		p, _, err := a.b.store.Dir().Within(s)
 		if err != nil {
-			return nil, fmt.Errorf("derivation '%s': exportReferencesGraph: %w", a.key.drv, err)
+			return nil, failure(protocol.InputRejected, "'exportReferencesGraph' contains a non-store path '%s'", s)
 		}
 		if !slices.Contains(a.inputs, p) {
-			return nil, fmt.Errorf("derivation '%s': exportReferencesGraph: '%s' is not among the inputs", a.key.drv, p)
+			return nil, failure(protocol.InputRejected, "cannot export references of path '%s' because it is not in the input closure of the derivation", p)
 		}
 		roots = append(roots, p)
 	}

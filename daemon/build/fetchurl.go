@@ -6,138 +6,130 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"cairn/archive"
+	"cairn/archive/cache"
 	"cairn/archive/nar"
 	"cairn/daemon/protocol"
 	"cairn/derivation"
+	"cairn/store"
 )
 
 const (
-	fetchTries   = 4
-	fetchStall   = 60 * time.Second // without a byte
 	fetchMaxSize = 64 << 30
 	nobody       = 65534
 )
 
-// errGone is an answer that another try will not change.
-var errGone = errors.New("not there")
-
-// fetcher has no state but its connections. Contents are kept as they come: they are checked by hash.
-var fetcher = &http.Client{Transport: &http.Transport{
-	Proxy:                 http.ProxyFromEnvironment,
-	DialContext:           (&net.Dialer{Timeout: 20 * time.Second}).DialContext,
-	TLSHandshakeTimeout:   20 * time.Second,
-	ResponseHeaderTimeout: fetchStall,
-	IdleConnTimeout:       30 * time.Second,
-	DisableCompression:    true,
-	ForceAttemptHTTP2:     true,
-}}
-
 // fetchURL is "builtin:fetchurl": the variable "url" is where to get a file whose hash the derivation says.
-// "executable" = 1 makes it executable, "unpack" = 1 takes it for an archive (NAR) and unpacks it; both
+// "executable" = 1 makes it executable, "unpack" = 1 takes it for an archive (NAR), packed as the name says, and unpacks it; both
 // need a recursive hash. Schemes: http, https, file. A file must be readable by everybody.
+//
+// A file with a flat hash is looked for at the hashed mirrors first, as MIRROR/ALGORITHM/HEX. Downloads that break are resumed;
+// credentials come from the netrc file.
 func (a *attempt) fetchURL(ctx context.Context, out string) error {
 	if a.kind != derivation.Fixed {
 		return failure(protocol.InputRejected, "derivation '%s': builtin:fetchurl needs a fixed output hash", a.key.drv)
 	}
-	attrs, err := a.structured()
+	text, err := a.variable("url")
 	if err != nil {
 		return err
 	}
-	get := func(name string) string {
-		if words := attrs.words(a.drv.Env, name); len(words) > 0 {
-			return words[0]
-		}
-		return ""
-	}
-	text := get("url")
-	u, err := url.Parse(text)
-	if err != nil {
-		return fmt.Errorf("url %q: %w", text, err)
-	}
+	executable, unpack := a.flag("executable"), a.flag("unpack")
 	var last error
-	for try := range fetchTries {
-		if try > 0 {
-			a.log.note(fmt.Sprintf("warning: %v; trying again", last))
-			select {
-			case <-time.After(time.Duration(1<<try) * 250 * time.Millisecond):
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
+	for _, from := range append(a.mirrors(), text) {
+		if last != nil {
+			a.log.note(fmt.Sprintf("warning: %v", last))
 		}
-		os.RemoveAll(out)
-		if last = a.fetchOnce(ctx, u, out, get("executable") == "1", get("unpack") == "1"); last == nil {
+		if last = a.fetchFrom(ctx, from, out, executable, unpack); last == nil {
 			return nil
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if errors.Is(last, errGone) {
-			break
-		}
+		os.RemoveAll(out)
 	}
-	return failure(protocol.TransientFailure, "fetch '%s' for '%s': %v", u.Redacted(), a.key.drv, last)
+	return failure(protocol.TransientFailure, "fetch '%s' for '%s': %v", redacted(text), a.key.drv, last)
 }
 
-func (a *attempt) fetchOnce(ctx context.Context, u *url.URL, out string, executable, unpack bool) error {
-	ctx, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	stall := time.AfterFunc(fetchStall, func() { stop(fmt.Errorf("no data for %v", fetchStall)) })
-	defer stall.Stop()
+// variable returns a variable, or structured attribute, that must be there.
+func (a *attempt) variable(name string) (string, error) {
+	attrs, err := a.structured()
+	if err != nil {
+		return "", err
+	}
+	v, ok := a.drv.Env[name]
+	if attrs != nil {
+		v, ok = attrs[name].(string)
+	}
+	if !ok {
+		return "", failure(protocol.InputRejected, "derivation '%s': required attribute '%s' missing", a.key.drv, name)
+	}
+	return v, nil
+}
+
+// mirrors are where a file with the derivation's hash may be.
+func (a *attempt) mirrors() []string {
+	out := a.drv.Outputs["out"]
+	if out.Method != store.Flat {
+		return nil
+	}
+	var list []string
+	for _, m := range a.b.settings.HashedMirrors {
+		list = append(list, strings.TrimRight(m, "/")+"/"+out.Algo.String()+"/"+out.Hash.Hex())
+	}
+	return list
+}
+
+func redacted(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return text
+	}
+	return u.Redacted()
+}
+
+func (a *attempt) fetchFrom(ctx context.Context, from, out string, executable, unpack bool) error {
+	u, err := url.Parse(from)
+	if err != nil {
+		return fmt.Errorf("url %q: %w", from, err)
+	}
 	fmt.Fprintf(a.log, "downloading '%s'...\n", u.Redacted())
-	body, err := openURL(ctx, u)
+	body, err := a.openURL(ctx, u)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
-	r := &bounded{r: body, left: fetchMaxSize, alive: func() { stall.Reset(fetchStall); a.log.touch() }}
+	r := &bounded{r: body, left: fetchMaxSize, alive: a.log.touch}
 	if unpack {
-		err = unpackTo(out, u.Path, r)
-	} else {
-		err = writeTo(out, r, executable)
+		return unpackTo(out, u.Path, r)
 	}
-	if cause := context.Cause(ctx); err != nil && cause != nil {
-		return cause
-	}
-	return err
+	return writeTo(out, r, executable)
 }
 
-func openURL(ctx context.Context, u *url.URL) (io.ReadCloser, error) {
+func (a *attempt) openURL(ctx context.Context, u *url.URL) (io.ReadCloser, error) {
 	switch u.Scheme {
 	case "file":
 		return openPublic(u.Path)
 	case "http", "https":
-	default:
-		return nil, fmt.Errorf("scheme %q is not one of http, https, file: %w", u.Scheme, errGone)
+		return cache.File(ctx, u.String(), a.fetchOptions())
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
-	if err != nil {
-		return nil, err
+	return nil, fmt.Errorf("scheme %q is not one of http, https, file", u.Scheme)
+}
+
+func (a *attempt) fetchOptions() *cache.Options {
+	set := a.b.settings
+	o := &cache.Options{ConnectTimeout: set.ConnectTimeout, StalledTimeout: set.StalledTimeout, Attempts: set.DownloadAttempts, NetrcFile: set.NetrcFile}
+	if o.NetrcFile == "" {
+		o.NetrcFile = filepath.Join(a.b.store.Layout().ConfDir, "netrc")
 	}
-	req.Header.Set("User-Agent", "cairn")
-	resp, err := fetcher.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode == http.StatusOK {
-		return resp.Body, nil
-	}
-	resp.Body.Close()
-	switch {
-	case resp.StatusCode >= 500, resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode == http.StatusRequestTimeout:
-		return nil, fmt.Errorf("the server answers %s", resp.Status)
-	}
-	return nil, fmt.Errorf("the server answers %s: %w", resp.Status, errGone)
+	return o
 }
 
 // openPublic opens a regular file that everybody may read, on a thread that has no more rights than that.
@@ -159,11 +151,11 @@ func openPublic(path string) (io.ReadCloser, error) {
 	}()
 	r := <-done
 	if r.err != nil {
-		return nil, fmt.Errorf("%w: %w", r.err, errGone)
+		return nil, r.err
 	}
 	fi, err := r.f.Stat()
 	if err == nil && (!fi.Mode().IsRegular() || os.Geteuid() == 0 && fi.Mode()&0o004 == 0) {
-		err = fmt.Errorf("%s is not a regular file that everybody may read: %w", path, errGone)
+		err = fmt.Errorf("%s is not a regular file that everybody may read", path)
 	}
 	if err != nil {
 		r.f.Close()
@@ -179,13 +171,15 @@ type bounded struct {
 	alive func()
 }
 
+var errTooLong = errors.New("it is too long")
+
 func (b *bounded) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p)
 	if n > 0 {
 		b.alive()
 	}
 	if b.left -= int64(n); b.left < 0 {
-		return n, fmt.Errorf("more than %d bytes: %w", int64(fetchMaxSize), errGone)
+		return n, errTooLong
 	}
 	return n, err
 }
@@ -206,15 +200,16 @@ func writeTo(out string, r io.Reader, executable bool) error {
 	return f.Close()
 }
 
+// packings are what the names of packed files end in, and the compressions' names.
+var packings = map[string]string{".zst": "zstd", ".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".lz4": "lz4", ".br": "br"}
+
 func unpackTo(out, name string, r io.Reader) error {
 	pack := archive.Uncompressed
-	for _, c := range []archive.Compression{archive.Zstd, archive.Gzip, archive.Bzip2} {
-		if strings.HasSuffix(name, c.Suffix()) {
-			pack = c
+	if p, ok := packings[filepath.Ext(name)]; ok {
+		var err error
+		if pack, err = archive.ParseCompression(p); err != nil {
+			return fmt.Errorf("archive %s: %w", name, err)
 		}
-	}
-	if strings.HasSuffix(name, ".xz") {
-		return fmt.Errorf("archive %s is packed with xz, which is not supported: %w", name, errGone)
 	}
 	d, err := archive.NewDecompressor(r, pack)
 	if err != nil {

@@ -41,6 +41,9 @@ func (b *Builder) features() []string {
 	if _, err := os.Stat("/dev/kvm"); err == nil && !slices.Contains(list, featureKVM) {
 		list = append(list, featureKVM)
 	}
+	if !b.settings.HasExperimental(featureRecursive) {
+		list = slices.DeleteFunc(list, func(f string) bool { return f == featureRecursive })
+	}
 	slices.Sort(list)
 	return slices.Compact(list)
 }

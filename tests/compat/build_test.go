@@ -1,0 +1,454 @@
+package compat
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// likeOurs has nix build as we always do: in a sandbox with a static shell.
+var likeOurs = []string{"--option", "sandbox", "true", "--option", "sandbox-paths", "/bin/sh=/usr/bin/busybox"}
+
+// build is nix-build on both sides; it returns what theirs printed and what ours did.
+func (w *world) build(args ...string) (theirs, ours output) {
+	argv := append(append([]string{"nix-build", "--no-out-link"}, args...), likeOurs...)
+	return w.theirs.try(nil, argv...), w.ours.try(nil, argv...)
+}
+
+// realise builds what must succeed on both sides, and compares the paths.
+func (w *world) realise(t *testing.T, args ...string) string {
+	t.Helper()
+	a, b := w.build(args...)
+	if a.code != 0 || b.code != 0 {
+		t.Fatalf("nix-build %v\nnix: %d %s\ncairn: %d %s", args, a.code, a.err, b.code, b.err)
+	}
+	if a.out != b.out {
+		t.Errorf("nix-build %v\nnix:   %s\ncairn: %s", args, a.out, b.out)
+	}
+	return strings.TrimSpace(a.out)
+}
+
+const attributesNix = `let
+  sh = name: script: extra: derivation ({ inherit name; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" ("PATH=/bin; b() { /bin/sh -c \"$*\"; };" + script) ]; } // extra);
+  low = sh "low" "echo low > $out" {};
+  high = sh "high" "echo ${low} $out > $out" {};
+in rec {
+  inherit low high;
+  env = sh "env" "export > $out; pwd >> $out; umask >> $out; id >> $out; for f in /build/* /build/.* /etc/* /dev/* /*; do echo $f; done >> $out" { a = "1"; "strange name" = "x y"; list = [ 1 "two" ]; t = true; f = false; n = null; quote = "it's \"q\" \$x \\ \n"; };
+  files = sh "files" "for p in $aPath $bPath; do echo $p; while IFS= read -r l || [ -n \"$l\" ]; do printf '%s\\n' \"$l\"; done < $p; done > $out; echo $c >> $out" { passAsFile = [ "a" "b" ]; a = "first\nsecond"; b = ""; c = "not a file"; };
+  graph = sh "graph" "while read -r l; do echo \"$l\"; done < closure > $out; while read -r l; do echo \"$l\"; done < two >> $out" { exportReferencesGraph = [ "closure" high "two" low ]; };
+  drvGraph = sh "drv-graph" "while read -r l; do echo \"$l\"; done < closure > $out" { exportReferencesGraph = [ "closure" high.drvPath ]; };
+  attrs = derivation {
+    name = "attrs"; system = builtins.currentSystem; builder = "/bin/sh"; __structuredAttrs = true; outputs = [ "out" "dev" ];
+    args = [ "-c" ''
+      cd /build
+      IFS= read -r json < .attrs.json
+      rest=''${json#*'"outputs":{"dev":"'}; dev=''${rest%%'"'*}; rest=''${rest#*'"out":"'}; out=''${rest%%'"'*}
+      echo dev > $dev
+      { for f in .attrs.json .attrs.sh; do echo "== $f"; while IFS= read -r l || [ -n "$l" ]; do printf '%s\n' "$l"; done < $f; done; echo ==; export; } > $out
+    '' ];
+    str = "it's a \"string\" with \\ and \$x\ttab\nnewline é 😀"; int = -12; big = 2000000000; float = 1.5; whole = 2.0; yes = true; no = false; nothing = null;
+    list = [ 1 "two" true null "x y" ]; empty = [ ]; nested = [ [ 1 ] [ 2 ] ]; set = { a = 1; "b c" = "it's"; d = false; }; emptySet = { }; deep = { a = { b = 1; }; };
+    "not-a-name" = 1; _ok9 = "x"; path = low;
+    exportReferencesGraph = { closure = [ high low ]; };
+  };
+}`
+
+// TestBuilderSees has builders write down all that they see: variables, files, structured attributes.
+func TestBuilderSees(t *testing.T) {
+	w := newWorld(t)
+	w.file(t, "a.nix", attributesNix)
+	for _, attr := range []string{"env", "files", "graph", "drvGraph", "attrs"} {
+		t.Run(attr, func(t *testing.T) {
+			path := strings.Fields(w.realise(t, "a.nix", "-A", attr))[0]
+			a, b := w.theirs.run("cat", path), w.ours.run("cat", path)
+			if a != b && w.normal(a) != w.normal(b) {
+				t.Errorf("nix:\n%s\ncairn:\n%s", w.normal(a), w.normal(b))
+			}
+		})
+	}
+}
+
+// normal takes out of what a builder saw what may differ: without the sandbox nix 2.8 names files of the host in NIX_ATTRS_*,
+// and it shows /dev/kvm also to those that do not require it.
+func (w *world) normal(s string) string {
+	s = regexp.MustCompile(`(NIX_ATTRS_(JSON|SH)_FILE=)'[^']*/`).ReplaceAllString(s, "$1'/build/")
+	return strings.ReplaceAll(s, "/dev/kvm\n", "")
+}
+
+// TestBuildErrors compares the texts and exit statuses of builds that fail.
+func TestBuildErrors(t *testing.T) {
+	w := newWorld(t)
+	w.file(t, "f.nix", `let
+  sh = name: script: extra: derivation ({ inherit name; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" script ]; } // extra);
+  low = sh "low" "echo low > $out" {};
+  high = sh "high" "echo ${low} > $out" {};
+  checks = c: { __structuredAttrs = true; outputChecks.out = c; };
+  attrs = ''IFS= read -r j < /build/.attrs.json; r=''${j#*'"outputs":{"out":"'}; out=''${r%%'"'*}; '';
+in {
+  code = sh "code" "echo said; exit 3" {};
+  noOutput = sh "no-output" "true" {};
+  features = sh "features" "true" { requiredSystemFeatures = [ "zeta" "alpha" ]; };
+  system = sh "system" "true" { system = "riscv64-linux"; };
+  noChroot = sh "no-chroot" "echo > $out" { __noChroot = true; };
+  hostDeps = sh "host-deps" "echo > $out" { __impureHostDeps = [ "/etc/hostname" ]; };
+  hash = sh "hash" "echo hi > $out" { outputHashMode = "flat"; outputHashAlgo = "sha256"; outputHash = "0000000000000000000000000000000000000000000000000000"; };
+  flatDir = sh "flat-dir" "/bin/sh -c 'mkdir $out' || cd / && echo > $out/x" { outputHashMode = "flat"; outputHashAlgo = "sha256"; outputHash = "0000000000000000000000000000000000000000000000000000"; };
+  allowed = sh "allowed" "echo ${high} > $out" { allowedReferences = [ ]; };
+  illegal = sh "illegal" "echo ${low} > $out" { allowedReferences = [ "bogus" ]; };
+  allowedRequisites = sh "requisites" "echo ${high} > $out" { allowedRequisites = [ high ]; };
+  disallowed = sh "disallowed" "echo ${low} > $out" { disallowedReferences = [ low ]; };
+  disallowedRequisites = sh "disallowed-requisites" "echo ${high} > $out" { disallowedRequisites = [ low ]; };
+  selfRef = sh "self" "echo $out > $out" { allowedReferences = [ ]; };
+  maxSize = sh "max-size" (attrs + "echo 0123456789 > $out") (checks { maxSize = 10; });
+  maxClosureSize = sh "max-closure" (attrs + "echo ${high} > $out") (checks { maxClosureSize = 300; });
+  structuredAllowed = sh "structured-allowed" (attrs + "echo ${low} > $out") (checks { allowedReferences = [ ]; });
+  structuredSelf = sh "structured-self" (attrs + "echo $out > $out") (checks { allowedReferences = [ ]; ignoreSelfRefs = true; });
+  graph = sh "graph" "true" { exportReferencesGraph = [ "x" ]; };
+  graphPath = sh "graph-path" "true" { exportReferencesGraph = [ "x" "/nowhere" ]; };
+  needs = sh "needs" "echo ${sh "code" "echo said; exit 3" {}} > $out" {};
+}`)
+	text := func(o output) string {
+		i := strings.Index(o.err, "error: ")
+		if i < 0 {
+			return ""
+		}
+		line, _, _ := strings.Cut(o.err[i:], ";\n")
+		return strings.ReplaceAll(strings.TrimSpace(line), w.theirs.dir+"/", "")
+	}
+	for _, c := range []struct{ attr, same string }{
+		{"code", ""}, {"noOutput", "failed to produce output path for output 'out' at "}, {"features", ""}, {"system", ""},
+		{"noChroot", "has '__noChroot' set, but that's not allowed when 'sandbox' is 'true'"},
+		{"hostDeps", "requested impure path '/etc/hostname', but it was not in allowed-impure-host-deps"},
+		{"hash", ""}, {"allowed", ""}, {"illegal", ""}, {"allowedRequisites", ""}, {"disallowed", ""}, {"disallowedRequisites", ""}, {"selfRef", ""},
+		{"maxSize", ""}, {"maxClosureSize", ""}, {"structuredAllowed", ""}, {"structuredSelf", ""}, {"graph", ""}, {"graphPath", ""},
+	} {
+		t.Run(c.attr, func(t *testing.T) {
+			a, b := w.build("f.nix", "-A", c.attr)
+			if (a.code == 0) != (b.code == 0) {
+				t.Errorf("exit status: nix %d, cairn %d: %s%s", a.code, b.code, a.err, b.err)
+			}
+			x, y := text(a), text(b)
+			if c.same != "" && strings.Contains(x, c.same) && strings.Contains(y, c.same) {
+				return
+			}
+			if x != y {
+				t.Errorf("\nnix:   %s\ncairn: %s", x, y)
+			}
+		})
+	}
+}
+
+// TestCheck builds again what is reproducible and what is not.
+func TestCheck(t *testing.T) {
+	w := newWorld(t)
+	w.file(t, "c.nix", `let sh = name: script: derivation { inherit name; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" script ]; };
+in {
+  same = sh "same" "echo same > $out";
+  other = sh "other" "read x < /proc/uptime; echo $x > $out";
+  fails = sh "fails" "echo precious > kept; echo said; exit 1";
+  never = sh "never" "echo never > $out";
+}`)
+	w.realise(t, "c.nix", "-A", "same", "-A", "other")
+	w.realise(t, "c.nix", "-A", "same", "--check")
+	path := w.theirs.dir
+	for _, args := range [][]string{{"--check"}, {"--check", "-K"}} {
+		a, b := w.build(append([]string{"c.nix", "-A", "other"}, args...)...)
+		for _, want := range []string{"checking outputs of '" + path, "may not be deterministic: output '" + path} {
+			if a.code == 0 || b.code == 0 || !strings.Contains(a.err, want) || !strings.Contains(b.err, want) {
+				t.Errorf("%v: want %q\nnix:   %d %s\ncairn: %d %s", args, want, a.code, a.err, b.code, b.err)
+			}
+		}
+		if kept := strings.Contains(a.err, ".check'"); kept != strings.Contains(b.err, ".check'") {
+			t.Errorf("%v\nnix:   %s\ncairn: %s", args, a.err, b.err)
+		}
+		if !strings.Contains(b.err, ": from byte ") {
+			t.Errorf("%v: what differs is not shown: %s", args, b.err)
+		}
+	}
+	for _, s := range w.both() {
+		kept, _ := filepath.Glob(filepath.Join(s.real, "*-other.check"))
+		if len(kept) != 1 {
+			t.Errorf("%s: the other result was not kept", s.name)
+			continue
+		}
+		os.Remove(kept[0])
+	}
+	a, b := w.build("c.nix", "-A", "never", "--check")
+	for _, o := range []output{a, b} {
+		if o.code == 0 || !strings.Contains(o.err, "some outputs of '") || !strings.Contains(o.err, "are not valid, so checking is not possible") {
+			t.Errorf("check of what is not there: %d %s", o.code, o.err)
+		}
+	}
+	a, b = w.build("c.nix", "-A", "fails", "-K")
+	for _, o := range []output{a, b} {
+		m := regexp.MustCompile(`note: keeping build directory '(.*/nix-build-fails\.drv-0)'`).FindStringSubmatch(o.err)
+		if m == nil {
+			t.Errorf("the build directory is not named: %s", o.err)
+			continue
+		}
+		if data, err := os.ReadFile(filepath.Join(m[1], "kept")); err != nil || string(data) != "precious\n" {
+			t.Errorf("%q, %v", data, err)
+		}
+		os.RemoveAll(m[1])
+	}
+}
+
+// TestRepairByRebuilding damages outputs behind the stores' backs. With CA derivations on, nix 2.8 repairs nothing.
+func TestRepairByRebuilding(t *testing.T) {
+	w := newWorld(t)
+	w.file(t, "r.nix", `let sh = name: script: derivation { inherit name; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" script ]; };
+in rec { low = sh "low" "echo low > $out"; high = sh "high" "echo ${low} > $out"; }`)
+	plain := []string{"--option", "experimental-features", "nix-command"}
+	high := w.realise(t, append([]string{"r.nix", "-A", "high"}, plain...)...)
+	low := w.realise(t, append([]string{"r.nix", "-A", "low"}, plain...)...)
+	for _, s := range w.both() {
+		for _, p := range []string{low, high} {
+			real := filepath.Join(s.real, filepath.Base(p))
+			os.Chmod(real, 0o644)
+			if err := os.WriteFile(real, []byte("damaged"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	a, b := w.build(append([]string{"--repair", "r.nix", "-A", "high"}, plain...)...)
+	for _, o := range []output{a, b} {
+		if o.code != 0 || !strings.Contains(o.err, "repairing outputs of '"+w.theirs.dir) {
+			t.Errorf("%d %s", o.code, o.err)
+		}
+	}
+	w.realise(t, append([]string{"--repair", "r.nix", "-A", "low"}, plain...)...)
+	w.same(t, "cat", low)
+	w.same(t, "cat", high)
+	w.same(t, "nix-store", "--verify", "--check-contents")
+}
+
+// TestBuildLimits compares what ends builds that never would.
+func TestBuildLimits(t *testing.T) {
+	w := newWorld(t)
+	w.file(t, "l.nix", `let sh = name: script: derivation { inherit name; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" script ]; };
+in { silent = sh "silent" "echo x; read x < /dev/zero"; loud = sh "loud" "while :; do echo 0123456789012345678901234567890123456789; done"; }`)
+	for _, c := range []struct {
+		attr string
+		args []string
+		want string
+	}{
+		{"silent", []string{"--timeout", "1"}, "timed out after 1 seconds"},
+		{"silent", []string{"--max-silent-time", "1"}, "timed out after 1 seconds of silence"},
+		{"loud", []string{"--option", "max-build-log-size", "10000"}, "killed after writing more than 10000 bytes of log output"},
+	} {
+		a, b := w.build(append([]string{"l.nix", "-A", c.attr}, c.args...)...)
+		if a.code == 0 || b.code == 0 || !strings.Contains(a.err, c.want) || !strings.Contains(b.err, c.want) {
+			t.Errorf("%v: want %q\nnix:   %d %s\ncairn: %d %s", c.args, c.want, a.code, a.err, b.code, b.err)
+		}
+	}
+}
+
+// TestHooks runs post-build and diff hooks that say what they see.
+func TestHooks(t *testing.T) {
+	w := newWorld(t)
+	w.file(t, "h.nix", `{ n, x ? 1 }: derivation { name = "h${toString n}"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" "echo built; read x < /proc/uptime; echo $x > $out" ]; }`)
+	hook := filepath.Join(w.root, "hook")
+	if err := os.WriteFile(hook, []byte("#!/bin/sh\necho drv $DRV_PATH\n[ -z \"$OUT_PATHS\" ] || echo out $OUT_PATHS >&2\necho args $# \"$1\" \"$2\" \"$3\"\n[ ! -e "+hook+".fail ] || exit 5\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	build := func(n string, option ...string) (a, b output) {
+		return w.build(append([]string{"h.nix", "--arg", "n", n}, option...)...)
+	}
+	a, b := build("1", "--option", "post-build-hook", hook)
+	drv := regexp.MustCompile(`/[^ ']*-h1\.drv`).FindString(a.err)
+	for i, want := range []string{"running post-build-hook '" + hook + "'", "post-build-hook: drv " + drv + "\n", "post-build-hook: args 0", "post-build-hook: out " + strings.TrimSpace(b.out)} {
+		// nix 2.8 forgets OUT_PATHS with CA derivations on.
+		if i < 3 && !strings.Contains(a.err, want) || !strings.Contains(b.err, want) {
+			t.Errorf("want %q\nnix:   %d %s\ncairn: %d %s", want, a.code, a.err, b.code, b.err)
+		}
+	}
+	a, b = build("1", "--check", "--option", "run-diff-hook", "true", "--option", "diff-hook", hook)
+	if a.code == 0 || b.code == 0 || !strings.Contains(a.err, "args 4 ") {
+		t.Errorf("diff hook\nnix:   %d %s\ncairn: %d %s", a.code, a.err, b.code, b.err)
+	}
+	if err := os.WriteFile(hook+".fail", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	a, b = build("2", "--option", "post-build-hook", hook)
+	if want := "program '" + hook + "' failed with exit code 5"; a.code == 0 || b.code == 0 || !strings.Contains(a.err, want) || !strings.Contains(b.err, want) {
+		t.Errorf("want %q\nnix:   %d %s\ncairn: %d %s", want, a.code, a.err, b.code, b.err)
+	}
+	os.Remove(hook + ".fail")
+	a, b = build("2", "--option", "post-build-hook", hook)
+	if a.code != 0 || b.code != 0 || strings.Contains(b.err, "building '") {
+		t.Errorf("the output of a build whose hook failed is lost: %s", b.err)
+	}
+}
+
+// packageTrees adds packages that have what an environment can meet: links to nothing, shared directories, propagated
+// packages, collisions. p.nix names them.
+func (w *world) packageTrees(t *testing.T) {
+	t.Helper()
+	trees := map[string][]string{
+		"a":     {"bin/a=a", "share/doc/x/f=a", "lib/l=a", "broken -> /nowhere", "sbin -> bin", ".hidden=a", "info/dir=a", "propagated-build-inputs=a", "log/x=a", "etc -> share/doc"},
+		"b":     {"bin/b=b", "share/doc/x/g=b", "share/info/dir=b", "sbin/s=b", "etc/own=b", "manifest.json=b"},
+		"c":     {"bin/c=c", "x=c"},
+		"d":     {"bin/d=d", "bin/a=d"},
+		"clash": {"bin/a=clash"},
+		"file":  {"bin=file"},
+	}
+	for _, s := range w.both() {
+		for name, tree := range trees {
+			dir := filepath.Join(s.work, name)
+			for _, e := range tree {
+				file, text, _ := strings.Cut(e, "=")
+				link, target, isLink := strings.Cut(e, " -> ")
+				if isLink {
+					file = link
+				}
+				file = filepath.Join(dir, file)
+				if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if isLink {
+					os.Symlink(target, file)
+				} else {
+					os.WriteFile(file, []byte(text), 0o644)
+				}
+			}
+		}
+	}
+	// The busybox that is the builders' shell has cp and chmod built in.
+	w.file(t, "p.nix", `let
+  pkg = name: src: more: extra: derivation { name = "${name}-1.0"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" "cp -r ${src} $out; chmod -R u+w $out; ${more}" ]; } // extra;
+  users = list: "mkdir -p $out/nix-support; printf '%s ' ${toString list} > $out/nix-support/propagated-user-env-packages";
+  low = { meta.priority = 10; };
+in rec {
+  a = pkg "a" ./a "" { };
+  b = pkg "b" ./b (users [ c ]) { };
+  c = pkg "c" ./c (users [ d a ]) { };
+  d = pkg "d" ./d "" { };
+  clash = pkg "clash" ./clash "" { };
+  clashLow = pkg "clash-low" ./clash "" low;
+  file = pkg "file" ./file "" { };
+}`)
+}
+
+// TestEnvironment installs packages with nix-env and compares the environments.
+func TestEnvironment(t *testing.T) {
+	w := newWorld(t)
+	w.packageTrees(t)
+	profile := func(s *side) string { return filepath.Join(s.work, "profile") }
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"-iA", "a"}, ""},
+		{[]string{"-iA", "b"}, ""},
+		{[]string{"-iA", "clash"}, "have the same priority 5; use 'nix-env --set-flag priority NUMBER INSTALLED_PKGNAME'"},
+		{[]string{"-iA", "clashLow"}, ""},
+		{[]string{"-iA", "file"}, "/bin'"}, // which collision it is depends on the order of the paths
+		{[]string{"--set-flag", "priority", "20", "a"}, ""},
+		{[]string{"-e", "b"}, ""},
+		{[]string{"--set-flag", "active", "false", "a"}, ""},
+		{[]string{"--rollback"}, ""},
+		{[]string{"-iA", "c", "d", "--remove-all"}, ""},
+	} {
+		var results []output
+		for _, s := range w.both() {
+			o := s.try(nil, slices.Concat([]string{"nix-env", "-f", "p.nix", "-p", profile(s)}, c.args, likeOurs)...)
+			if (o.code == 0) != (c.want == "") || !strings.Contains(o.err, c.want) {
+				t.Errorf("%s: nix-env %v: %d %s", s.name, c.args, o.code, o.err)
+			}
+			results = append(results, o)
+		}
+		if c.want != "" {
+			line, _, _ := strings.Cut(results[0].err[strings.Index(results[0].err, "error: "):], "\n")
+			if !strings.Contains(results[1].err, strings.TrimPrefix(line, "error: ")) {
+				t.Errorf("nix-env %v\nnix:   %s\ncairn: %s", c.args, line, results[1].err)
+			}
+			continue
+		}
+		var texts []string
+		for _, s := range w.both() {
+			target := s.run("readlink", "-f", profile(s))
+			texts = append(texts, target+"\n"+s.run("find", target, "-printf", "%P %y %m %l\n")+"\n"+s.run("nix-store", "-q", "--references", target)+"\n"+s.run("nix-env", "-p", profile(s), "-q", "--out-path"))
+		}
+		if sortedText(texts[0]) != sortedText(texts[1]) {
+			t.Errorf("nix-env %v\nnix:\n%s\ncairn:\n%s", c.args, texts[0], texts[1])
+		}
+		warnings := func(o output) string {
+			return strings.Join(regexp.MustCompile(`warning: skipping.*|warning: not including.*`).FindAllString(o.err, -1), "\n")
+		}
+		if x, y := warnings(results[0]), warnings(results[1]); x != y {
+			t.Errorf("nix-env %v\nnix:   %s\ncairn: %s", c.args, x, y)
+		}
+	}
+}
+
+func sortedText(s string) string { return strings.Join(slices.Sorted(slices.Values(lines(s))), "\n") }
+
+// TestChannel subscribes to channels in several packings on a server of ours.
+func TestChannel(t *testing.T) {
+	w := newWorld(t)
+	var plain bytes.Buffer
+	tw := tar.NewWriter(&plain)
+	for _, h := range []*tar.Header{
+		{Name: "./nixexprs-1.0/", Typeflag: tar.TypeDir, Mode: 0o755},
+		{Name: "nixexprs-1.0/default.nix", Typeflag: tar.TypeReg, Mode: 0o644, Size: 3},
+		{Name: "nixexprs-1.0/lib/run", Typeflag: tar.TypeReg, Mode: 0o755, Size: 3},
+		{Name: "nixexprs-1.0/link", Typeflag: tar.TypeSymlink, Linkname: "lib/run"},
+		{Name: "nixexprs-1.0/hard", Typeflag: tar.TypeLink, Linkname: "nixexprs-1.0/lib/run"},
+	} {
+		tw.WriteHeader(h)
+		if h.Size > 0 {
+			tw.Write([]byte("{}\n"))
+		}
+	}
+	tw.Close()
+	var zipped bytes.Buffer
+	gz := gzip.NewWriter(&zipped)
+	gz.Write(plain.Bytes())
+	gz.Close()
+	var two bytes.Buffer
+	tw = tar.NewWriter(&two)
+	tw.WriteHeader(&tar.Header{Name: "one", Typeflag: tar.TypeReg, Mode: 0o644})
+	tw.WriteHeader(&tar.Header{Name: "two", Typeflag: tar.TypeReg, Mode: 0o644})
+	tw.Close()
+	files := map[string][]byte{"/plain/nixexprs.tar.xz": plain.Bytes(), "/zipped/nixexprs.tar.xz": zipped.Bytes(), "/two/nixexprs.tar.xz": two.Bytes()}
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if data, ok := files[r.URL.Path]; ok {
+			http.ServeContent(rw, r, "", timeZero, bytes.NewReader(data))
+			return
+		}
+		http.NotFound(rw, r)
+	}))
+	defer server.Close()
+	for _, name := range []string{"plain", "zipped"} {
+		for _, s := range w.both() {
+			s.run("nix-channel", "--add", server.URL+"/"+name, "ch-"+name)
+			s.run("nix-channel", "--update")
+		}
+	}
+	var trees []string
+	for _, s := range w.both() {
+		channels := s.run("sh", "-c", "readlink -f "+s.state+"/profiles/per-user/root/channels")
+		trees = append(trees, channels+"\n"+s.run("find", "-L", channels, "-type", "f", "-printf", "%P %m %s\n"))
+	}
+	if a, b := sortedText(trees[0]), sortedText(trees[1]); a != b {
+		t.Errorf("nix:\n%s\ncairn:\n%s", a, b)
+	}
+	for _, s := range w.both() {
+		s.run("nix-channel", "--add", server.URL+"/two", "two")
+		if o := s.try(nil, "nix-channel", "--update"); o.code == 0 || !strings.Contains(o.err, "contains more than one file") {
+			t.Errorf("%s: %d %s", s.name, o.code, o.err)
+		}
+	}
+}
+
+var timeZero time.Time
