@@ -8,7 +8,9 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/user"
 	"runtime/debug"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -68,11 +70,24 @@ func (s *Server) session(ctx context.Context, rw io.ReadWriteCloser, peer Peer) 
 	}
 	s.log.Debug("session", "uid", peer.UID, "pid", peer.PID, "rights", x.rights.String(), "protocol", format.Version, "features", format.Features)
 	x.lease = s.store.Lease(fmt.Sprintf("session of uid %d pid %d", peer.UID, peer.PID), 0)
+	s.welcome(peer)
 	for {
 		more, err := x.next()
 		if err != nil || !more {
 			return err
 		}
+	}
+}
+
+// welcome makes the directories of a user who is here for the first time, as nix-daemon does.
+func (s *Server) welcome(peer Peer) {
+	u, err := user.LookupId(strconv.Itoa(peer.UID))
+	if err != nil {
+		return
+	}
+	layout := s.store.Layout()
+	if err := layout.AddUser(u.Username, peer.UID); err != nil {
+		s.log.Warn("user has no directories", "error", err)
 	}
 }
 

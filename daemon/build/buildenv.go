@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -105,7 +106,7 @@ func (e *userEnv) addAll(packages []envPackage) error {
 		}
 	}
 	for priority := 1000; len(e.postponed) > 0; {
-		round := sortedNames(e.postponed)
+		round := slices.Sorted(maps.Keys(e.postponed))
 		e.postponed = map[string]bool{}
 		for _, p := range round {
 			if err := e.add(p, priority); err != nil {
@@ -115,15 +116,6 @@ func (e *userEnv) addAll(packages []envPackage) error {
 		}
 	}
 	return nil
-}
-
-func sortedNames(set map[string]bool) []string {
-	list := make([]string, 0, len(set))
-	for s := range set {
-		list = append(list, s)
-	}
-	slices.Sort(list)
-	return list
 }
 
 // add adds a package and notes what it propagates.
@@ -241,12 +233,7 @@ func (e *userEnv) write(out string) error {
 		return err
 	}
 	defer root.Close()
-	names := make([]string, 0, len(e.entries))
-	for name := range e.entries {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(e.entries)) {
 		switch entry := e.entries[name]; {
 		case name == "":
 		case entry.dir:

@@ -420,7 +420,7 @@ func TestChannel(t *testing.T) {
 	tw.WriteHeader(&tar.Header{Name: "one", Typeflag: tar.TypeReg, Mode: 0o644})
 	tw.WriteHeader(&tar.Header{Name: "two", Typeflag: tar.TypeReg, Mode: 0o644})
 	tw.Close()
-	files := map[string][]byte{"/plain/nixexprs.tar.xz": plain.Bytes(), "/zipped/nixexprs.tar.xz": zipped.Bytes(), "/two/nixexprs.tar.xz": two.Bytes()}
+	files := map[string][]byte{"/plain": nil, "/zipped": nil, "/two": nil, "/plain/nixexprs.tar.xz": plain.Bytes(), "/zipped/nixexprs.tar.xz": zipped.Bytes(), "/two/nixexprs.tar.xz": two.Bytes()}
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if data, ok := files[r.URL.Path]; ok {
 			http.ServeContent(rw, r, "", timeZero, bytes.NewReader(data))
