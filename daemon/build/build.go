@@ -169,14 +169,14 @@ func more(n int) string {
 	return fmt.Sprintf(" (and %d more like it)", n)
 }
 
-// enlist gives everything in a plan a job, and returns those of the targets.
-func (b *Builder) enlist(f *storeFacts, p *plan, targets []protocol.Target, mode Mode, w *watch) (map[jobKey]*job, error) {
+// enlist gives everything in a plan a job. It returns those of the targets, and all, with one waiter more each.
+func (b *Builder) enlist(f *storeFacts, p *plan, targets []protocol.Target, mode Mode, w *watch) (roots, made map[jobKey]*job, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
-		return nil, errShutdown
+		return nil, nil, errShutdown
 	}
-	made := map[jobKey]*job{}
+	made = map[jobKey]*job{}
 	for _, path := range p.fetches {
 		made[jobKey{path, fetchObject}] = b.enlistFetch(f, path, made, w)
 	}
@@ -186,7 +186,7 @@ func (b *Builder) enlist(f *storeFacts, p *plan, targets []protocol.Target, mode
 	for _, n := range p.nodes {
 		made[jobKey{n.path, Normal}] = b.enlistNode(f, n, made, Normal, w)
 	}
-	roots := map[jobKey]*job{}
+	roots = map[jobKey]*job{}
 	for _, t := range targets {
 		key, n := keyOf(t), p.known[t.Path]
 		if roots[key] != nil {
@@ -198,15 +198,10 @@ func (b *Builder) enlist(f *storeFacts, p *plan, targets []protocol.Target, mode
 			made[jobKey{n.path, mode}] = j
 		}
 		if j != nil {
-			j.waiters++
 			roots[key] = j
 		}
 	}
-	// Jobs that only this loop counted are held by their dependents or by the roots now.
-	for _, j := range made {
-		b.leave(j)
-	}
-	return roots, nil
+	return roots, made, nil
 }
 
 // enlistNode returns the job of one derivation, with one more waiter. The caller holds mu.

@@ -42,8 +42,8 @@ func (b *Builder) search(w *watch) *substitute.Search {
 // run plans, and builds and fetches what is planned. When an object could not be fetched after all it plans again: another cache
 // may have it, or it can be built. What runs already goes on meanwhile.
 func (q *request) run(ctx context.Context) ([]*protocol.BuildResult, error) {
-	var jobs map[jobKey]*job
-	defer func() { q.b.release(jobs) }()
+	var held map[jobKey]*job
+	defer func() { q.b.release(held) }()
 	for range maxPlans {
 		p, err := q.plan(ctx)
 		if err != nil {
@@ -52,12 +52,12 @@ func (q *request) run(ctx context.Context) ([]*protocol.BuildResult, error) {
 		if len(p.unknown) > 0 {
 			return nil, q.unknown(p)
 		}
-		next, err := q.b.enlist(q.f, p, q.targets, q.mode, q.watch)
+		jobs, made, err := q.b.enlist(q.f, p, q.targets, q.mode, q.watch)
 		if err != nil {
 			return nil, err
 		}
-		q.b.release(jobs)
-		jobs = next
+		q.b.release(held)
+		held = made
 		if err := q.b.await(ctx, jobs); err != nil {
 			return nil, err
 		}
