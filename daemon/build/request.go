@@ -130,11 +130,18 @@ func learn(ctx context.Context, s *substitute.Search, p *plan) error {
 // unknown is the error of a plan that lacks something for good.
 func (q *request) unknown(p *plan) error {
 	path := p.unknown[0]
+	why := "there is no substituter that can build it"
 	if err := q.f.search.Failure(path); err != nil {
-		return fmt.Errorf("path '%s' is required, but it cannot be fetched%s: %w: %w", path, more(len(p.unknown)-1), err, store.ErrNotValid)
+		why = "it cannot be fetched: " + err.Error()
 	}
-	return fmt.Errorf("path '%s' is required, but there is no substituter that can build it%s: %w", path, more(len(p.unknown)-1), store.ErrNotValid)
+	return &lackError{fmt.Sprintf("path '%s'%s is required, but %s", path, more(len(p.unknown)-1), why)}
 }
+
+// lackError is store.ErrNotValid in a sentence that needs no more words.
+type lackError struct{ text string }
+
+func (e *lackError) Error() string        { return e.text }
+func (e *lackError) Is(target error) bool { return target == store.ErrNotValid }
 
 // refuse drops the offers that jobs have failed for, and reports whether there were any: then there may be another way.
 func (q *request) refuse(jobs map[jobKey]*job) bool {
