@@ -65,3 +65,43 @@ func (f *folder) missing(path string) error {
 	}
 	return fmt.Errorf("%s is not there: %w", path, store.ErrNotValid)
 }
+
+func (f *folder) has(_ context.Context, name string) (bool, error) {
+	path, err := f.path(name)
+	if err != nil {
+		return false, err
+	}
+	_, err = os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// stage makes a file beside the archives, which then need not be copied.
+func (f *folder) stage() (*staged, error) {
+	below := filepath.Join(f.root, "nar")
+	if err := os.MkdirAll(below, 0o777); err != nil {
+		return nil, err
+	}
+	return stageIn(below)
+}
+
+// put renames what was staged, after it is on disk.
+func (f *folder) put(_ context.Context, name string, s *staged, _ fileKind) error {
+	path, err := f.path(name)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
+		return err
+	}
+	if err := s.file.Sync(); err != nil {
+		return err
+	}
+	if err := os.Rename(s.name, path); err != nil {
+		return err
+	}
+	s.name = ""
+	return nil
+}

@@ -57,6 +57,8 @@ func newPlace(bare string, p *Parameters, opts *Options) (place, error) {
 		return newFolder(rest)
 	case ok && (scheme == "http" || scheme == "https"):
 		return newWeb(bare, opts)
+	case ok && scheme == "s3":
+		return newS3(rest, p, opts)
 	}
 	return nil, fmt.Errorf("not a binary cache; it has to be file://, http://, https:// or s3://")
 }

@@ -5,6 +5,8 @@ import (
 	"crypto/tls"
 	"os"
 	"time"
+
+	"cairn/archive"
 )
 
 // Options are the choices of whoever opens a cache. The zero value is right for most.
@@ -19,6 +21,8 @@ type Options struct {
 	TLS       *tls.Config // nil: the system's roots
 	UserAgent string      // empty: "cairn"
 
+	// Keys sign what is written, besides those that the URI names.
+	Keys []archive.SecretKey
 	// Getenv is where S3 credentials come from; nil: the process's environment.
 	Getenv func(string) string
 	// Warn is told of parameters of the URI that nobody knows; nil makes them errors.

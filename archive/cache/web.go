@@ -23,7 +23,13 @@ type web struct {
 	client *http.Client
 	opts   *Options
 	// authorize adds what a request needs to be answered. It is called once for each attempt.
-	authorize func(r *http.Request) error
+	authorize func(r *http.Request)
+	// locate returns the URL of a file.
+	locate func(name string) (*url.URL, error)
+	// explain finds the error in an answer that says more than its status; nil: nobody does.
+	explain func(resp *http.Response) error
+	// hashContent says that the hash of what is put has to be sent.
+	hashContent bool
 }
 
 // maxRedirects is how many redirects are followed.
@@ -52,13 +58,13 @@ func newWeb(bare string, opts *Options) (*web, error) {
 	u.User = nil
 	u.Path, u.RawPath = strings.TrimRight(u.Path, "/"), strings.TrimRight(u.RawPath, "/")
 	w := &web{base: u, client: newClient(opts), opts: opts}
-	w.authorize = func(r *http.Request) error {
+	w.locate = w.locateBelow
+	w.authorize = func(r *http.Request) {
 		if !own.isZero() && r.URL.Host == u.Host && r.URL.Scheme == u.Scheme {
 			own.apply(r)
-			return nil
+			return
 		}
 		known.of(r.URL.Hostname()).apply(r)
-		return nil
 	}
 	return w, nil
 }
@@ -105,8 +111,8 @@ func (w *web) uri() string { return hideURL(w.base) }
 
 func (w *web) close() { w.client.CloseIdleConnections() }
 
-// locate returns the URL of a file. As in Nix, a narinfo may name another server.
-func (w *web) locate(name string) (*url.URL, error) {
+// locateBelow returns the URL of a file. As in Nix, a narinfo may name another server.
+func (w *web) locateBelow(name string) (*url.URL, error) {
 	text := name
 	if !strings.HasPrefix(name, "http://") && !strings.HasPrefix(name, "https://") {
 		text = w.base.String() + "/" + strings.TrimLeft(name, "/")
@@ -210,21 +216,18 @@ func (w *web) ask(ctx context.Context, method string, u *url.URL, head http.Head
 	for k, v := range head {
 		r.Header[k] = v
 	}
-	if content != nil {
-		r.ContentLength = length
+	if r.ContentLength = length; length == 0 {
+		r.Body = nil
 	}
 	r.Header.Set("User-Agent", w.opts.UserAgent)
-	if err := w.authorize(r); err != nil {
-		cancel(nil)
-		return nil, &problem{err: err}
-	}
+	w.authorize(r)
 	resp, err := w.client.Do(r)
 	if err != nil {
 		defer cancel(nil)
 		return nil, broken(ctx, u, err)
 	}
 	a := &answer{resp, cancel}
-	if p := refused(u, resp); p != nil {
+	if p := w.refused(u, resp); p != nil {
 		a.drain()
 		return nil, p
 	}
@@ -267,13 +270,24 @@ func broken(ctx context.Context, u *url.URL, err error) *problem {
 }
 
 // refused describes an answer that is not a success, or returns nil.
-func refused(u *url.URL, resp *http.Response) *problem {
+func (w *web) refused(u *url.URL, resp *http.Response) *problem {
 	code := resp.StatusCode
 	switch {
 	case code == http.StatusOK, code == http.StatusPartialContent, code == http.StatusCreated, code == http.StatusNoContent, code == http.StatusAccepted:
 		return nil
-	case code == http.StatusNotFound, code == http.StatusGone, code == http.StatusForbidden:
-		return &problem{err: fmt.Errorf("%s: %s: %w", hideURL(u), status(code), store.ErrNotValid)}
+	case w.explain != nil:
+		if err := w.explain(resp); err != nil {
+			return &problem{err: fmt.Errorf("%s: %w", hideURL(u), err)}
+		}
+	}
+	switch code {
+	case http.StatusNotFound, http.StatusGone, http.StatusForbidden, http.StatusMethodNotAllowed, http.StatusNotImplemented:
+		if resp.Request.Method == http.MethodPut {
+			return &problem{err: fmt.Errorf("%s: %s: %w", hideURL(u), status(code), ErrReadOnly)}
+		}
+		if code < http.StatusInternalServerError && code != http.StatusMethodNotAllowed {
+			return &problem{err: fmt.Errorf("%s: %s: %w", hideURL(u), status(code), store.ErrNotValid)}
+		}
 	}
 	p := &problem{err: fmt.Errorf("%s: %w: %s", hideURL(u), ErrUnavailable, status(code))}
 	switch code {
