@@ -62,6 +62,7 @@ var doors = map[string][]string{
 	"github.com/dgraph-io/badger": {"store/meta"},
 	"github.com/klauspost":        {"archive"},
 	"github.com/andybalholm":      {"archive"},
+	"github.com/dsnet":            {"archive"},
 	"github.com/mikelolasagasti":  {"archive"},
 	"github.com/pierrec":          {"archive"},
 	"github.com/zeebo":            {"store"},

@@ -517,14 +517,14 @@ sleep 0.5; printf 'last'; touch $out`})
 	if err := r.build.FollowLog(t.Context(), d, &finished); err != nil {
 		t.Fatal(err)
 	}
-	if live.String() != want || finished.String() != want || rec.lines() != want {
+	if live.String() != want || finished.String() != want || rec.lines()+"\n" != want {
 		t.Errorf("live %q, finished %q, events %q, want %q", live.String(), finished.String(), rec.lines(), want)
 	}
 	if rec.count(build.Phase) != 1 {
 		t.Errorf("%d phases", rec.count(build.Phase))
 	}
 	base := d.Base()
-	if _, err := os.Stat(filepath.Join(r.layout.LogDir, "drvs", base[:2], base[2:]+".zst")); err != nil {
+	if _, err := os.Stat(filepath.Join(r.layout.LogDir, "drvs", base[:2], base[2:])); err != nil {
 		t.Error(err)
 	}
 	none, _ := r.layout.Dir.Path("00000000000000000000000000000000-none.drv")

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -19,17 +20,27 @@ import (
 const (
 	tailLines   = 25       // lines of log in an error
 	maxLine     = 64 << 10 // longer lines are cut in pieces
-	flushEvery  = 64 << 10
 	messageMark = "@nix "
 )
 
-// logPath returns where the log of a derivation is.
+// packedSuffix is what the name of a packed log ends in.
+const packedSuffix = ".bz2"
+
+// packFrom is from how many bytes on a log is packed: below, that would save no block of the disk.
+const packFrom = 4 << 10
+
+// logPath returns where the log of a derivation is, unless it is packed.
+//
+// Nix's clients read logs themselves, below its log directory, plain or packed with bzip2 under a name that ends in ".bz2", and
+// prefer the plain one. So a log is plain while it is written, which lets "nix log" show that of a running
+// build, and whoever wants packed ones (compress-build-log) has a long one packed when it is complete. A crash
+// leaves the plain file, which is as good.
 func (b *Builder) logPath(drv store.Path) string {
 	base := drv.Base()
-	return filepath.Join(b.store.Layout().LogDir, "drvs", base[:2], base[2:]+".zst")
+	return filepath.Join(b.store.Layout().LogDir, "drvs", base[:2], base[2:])
 }
 
-// logWriter is the log of a running build: a compressed file that can be read while it grows, events for
+// logWriter is the log of a running build: a file that can be read while it grows, events for
 // those who watch, and the last lines for the error message.
 type logWriter struct {
 	tell    func(Event)
@@ -37,21 +48,23 @@ type logWriter struct {
 	stop    context.CancelCauseFunc
 	limit   int64
 	path    string
+	keep    bool // leave the file when the log ends
+	pack    bool // as a packed one, if it is long
 
 	mu        sync.Mutex // guards the rest
 	file      *os.File
-	packer    archive.Compressor
+	buffer    *bufio.Writer
 	partial   []byte
 	tail      []string
 	size      int64
-	unflushed int
 	followers int
 	grown     chan struct{} // closed and replaced when the file has grown
 	closed    bool
 	err       error
 }
 
-func newLogWriter(path string, tell func(Event), limit int64, stop context.CancelCauseFunc) (*logWriter, error) {
+func (b *Builder) newLogWriter(drv store.Path, tell func(Event), limit int64, stop context.CancelCauseFunc) (*logWriter, error) {
+	path := b.logPath(drv)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
@@ -66,12 +79,11 @@ func newLogWriter(path string, tell func(Event), limit int64, stop context.Cance
 		os.Remove(temp.Name())
 		return nil, fmt.Errorf("open log: %w", err)
 	}
-	packer, err := archive.NewCompressor(temp, archive.Zstd)
-	if err != nil {
-		temp.Close()
-		return nil, fmt.Errorf("open log: %w", err)
-	}
-	return &logWriter{tell: tell, stop: stop, limit: limit, path: path, file: temp, packer: packer, grown: make(chan struct{})}, nil
+	os.Remove(path + packedSuffix)
+	return &logWriter{
+		tell: tell, stop: stop, limit: limit, path: path, keep: b.settings.KeepBuildLog, pack: b.settings.CompressBuildLog,
+		file: temp, buffer: bufio.NewWriter(temp), grown: make(chan struct{}),
+	}, nil
 }
 
 // Write takes a piece of output. It never fails: a log that cannot be written does not fail a build.
@@ -102,7 +114,7 @@ func (l *logWriter) Write(p []byte) (int, error) {
 		l.line(l.partial)
 		l.partial = l.partial[:0]
 	}
-	if l.followers > 0 || l.unflushed > flushEvery {
+	if l.followers > 0 {
 		l.flush()
 	}
 	return len(p), nil
@@ -126,10 +138,9 @@ func (l *logWriter) line(b []byte) {
 }
 
 func (l *logWriter) put(line string) {
-	if _, err := io.WriteString(l.packer, line+"\n"); err != nil && l.err == nil {
+	if _, err := io.WriteString(l.buffer, line+"\n"); err != nil && l.err == nil {
 		l.err = err
 	}
-	l.unflushed += len(line) + 1
 	line = strings.TrimSuffix(line, "\r")
 	if i := strings.LastIndexByte(line, '\r'); i >= 0 {
 		line = line[i+1:]
@@ -170,10 +181,9 @@ func (l *logWriter) note(line string) {
 }
 
 func (l *logWriter) flush() {
-	if err := l.packer.Flush(); err != nil && l.err == nil {
+	if err := l.buffer.Flush(); err != nil && l.err == nil {
 		l.err = err
 	}
-	l.unflushed = 0
 	close(l.grown)
 	l.grown = make(chan struct{})
 }
@@ -189,9 +199,48 @@ func (l *logWriter) Close() error {
 		l.line(l.partial)
 	}
 	l.closed = true
-	l.err = errors.Join(l.err, l.packer.Close(), l.file.Close())
+	l.err = errors.Join(l.err, l.buffer.Flush(), l.finish(), l.file.Close())
 	close(l.grown)
 	return l.err
+}
+
+// finish packs the complete file, or removes it if logs are not kept.
+func (l *logWriter) finish() error {
+	fi, err := l.file.Stat()
+	switch {
+	case err != nil:
+		return err
+	case !l.keep:
+		return os.Remove(l.path)
+	case !l.pack || fi.Size() < packFrom:
+		return nil
+	}
+	// The packed log gets its name when it is complete, and only then the plain one goes.
+	temp := filepath.Join(filepath.Dir(l.path), "."+filepath.Base(l.path)+packedSuffix)
+	if err := packFile(temp, l.file, fi.Size()); err != nil {
+		os.Remove(temp)
+		return fmt.Errorf("pack log: %w", err)
+	}
+	if err := os.Rename(temp, l.path+packedSuffix); err != nil {
+		return fmt.Errorf("pack log: %w", err)
+	}
+	return os.Remove(l.path)
+}
+
+func packFile(name string, from io.ReaderAt, size int64) error {
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	w, err := archive.NewBzip2(f)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(w, io.NewSectionReader(from, 0, size)); err != nil {
+		return err
+	}
+	return errors.Join(w.Close(), f.Close())
 }
 
 // lastLines returns the end of the log as an error shows it.
@@ -214,15 +263,22 @@ func (j *job) setLog(l *logWriter) {
 // linkLog lets a derivation's log be found that was built as another one.
 func (j *job) linkLog(resolved store.Path) {
 	from, to := j.b.logPath(j.key.drv), j.b.logPath(resolved)
-	if _, err := os.Stat(to); err != nil {
+	if os.MkdirAll(filepath.Dir(from), 0o755) != nil {
 		return
 	}
-	target, err := filepath.Rel(filepath.Dir(from), to)
-	if err != nil || os.MkdirAll(filepath.Dir(from), 0o755) != nil {
+	for _, suffix := range []string{"", packedSuffix} {
+		if _, err := os.Stat(to + suffix); err != nil {
+			continue
+		}
+		target, err := filepath.Rel(filepath.Dir(from), to+suffix)
+		if err != nil {
+			return
+		}
+		os.Remove(from)
+		os.Remove(from + packedSuffix)
+		os.Symlink(target, from+suffix)
 		return
 	}
-	os.Remove(from)
-	os.Symlink(target, from)
 }
 
 // running returns the log of a running build, that of the resolved derivation included.
@@ -244,20 +300,39 @@ func (b *Builder) FollowLog(ctx context.Context, drv store.Path, w io.Writer) er
 	if l := b.running(drv); l != nil {
 		return l.follow(ctx, w)
 	}
-	f, err := os.Open(b.logPath(drv))
+	err := copyLog(w, b.logPath(drv))
 	if errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("log of %s: it was not built here, or its log was deleted: %w", drv, os.ErrNotExist)
+	}
+	return err
+}
+
+// copyLog writes a complete log to w, plain or packed.
+func copyLog(w io.Writer, path string) error {
+	f, err := os.Open(path)
+	packing := archive.Uncompressed
+	if errors.Is(err, os.ErrNotExist) {
+		f, err = os.Open(path + packedSuffix)
+		packing = archive.Bzip2
 	}
 	if err != nil {
 		return fmt.Errorf("read log: %w", err)
 	}
 	defer f.Close()
-	return unpackLog(w, f)
+	r, err := archive.NewDecompressor(f, packing)
+	if err != nil {
+		return fmt.Errorf("read log: %w", err)
+	}
+	defer r.Close()
+	if _, err := io.Copy(w, r); err != nil {
+		return fmt.Errorf("read log: %w", err)
+	}
+	return nil
 }
 
 // AddLog keeps the log of a derivation that was built elsewhere. Whether the peer may add one is the caller's business.
 func (b *Builder) AddLog(ctx context.Context, drv store.Path, r io.Reader) error {
-	l, err := newLogWriter(b.logPath(drv), func(Event) {}, 0, func(error) {})
+	l, err := b.newLogWriter(drv, func(Event) {}, 0, func(error) {})
 	if err != nil {
 		return err
 	}
@@ -280,30 +355,15 @@ func (c *cancellable) Read(p []byte) (int, error) {
 	return c.r.Read(p)
 }
 
-// unpackLog writes what a log holds; one that a crash has cut ends where it ends.
-func unpackLog(w io.Writer, r io.Reader) error {
-	d, err := archive.NewDecompressor(r, archive.Zstd)
-	if err != nil {
-		return fmt.Errorf("read log: %w", err)
-	}
-	defer d.Close()
-	if _, err := io.Copy(w, d); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("read log: %w", err)
-	}
-	return nil
-}
-
 func (l *logWriter) follow(ctx context.Context, w io.Writer) error {
 	l.mu.Lock()
-	name := l.path
-	if !l.closed {
-		name = fmt.Sprintf("/proc/self/fd/%d", l.file.Fd())
+	if l.closed {
+		l.mu.Unlock()
+		return copyLog(w, l.path)
 	}
-	f, err := os.Open(name)
+	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", l.file.Fd()))
 	if err == nil {
 		l.followers++
-	}
-	if err == nil && !l.closed {
 		l.flush()
 	}
 	l.mu.Unlock()
@@ -316,7 +376,10 @@ func (l *logWriter) follow(ctx context.Context, w io.Writer) error {
 		defer l.mu.Unlock()
 		l.followers--
 	}()
-	return unpackLog(w, &growing{ctx: ctx, log: l, file: f})
+	if _, err := io.Copy(w, &growing{ctx: ctx, log: l, file: f}); err != nil {
+		return fmt.Errorf("read log: %w", err)
+	}
+	return nil
 }
 
 // growing reads a file to its end, and its end is where the log is closed.

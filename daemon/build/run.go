@@ -390,7 +390,7 @@ func (a *attempt) nameOutputs() error {
 func (a *attempt) execute(ctx context.Context, r *protocol.BuildResult) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	log, err := newLogWriter(a.b.logPath(a.key.drv), a.tell, a.b.settings.MaxLog, stop)
+	log, err := a.b.newLogWriter(a.key.drv, a.tell, a.b.settings.MaxLog, stop)
 	if err != nil {
 		return fmt.Errorf("build '%s': %w", a.key.drv, err)
 	}

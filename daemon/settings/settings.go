@@ -51,6 +51,7 @@ type Settings struct {
 	BuildersSubstitute  bool   // let them fetch inputs from caches
 	ExperimentalOptions []string
 	KeepBuildLog        bool
+	CompressBuildLog    bool
 	HashedMirrors       []string
 	ImpureEnv           map[string]string // set in fixed outputs in the place of the daemon's environment
 

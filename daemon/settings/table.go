@@ -15,6 +15,7 @@ var table = []Setting{
 	{"build-users-group", nil, Daemon, "", "members are refused as clients; builders have ids of their own here", func(s *Settings) value { return (*text)(&s.BuildUsers) }},
 	{"builders", nil, Trusted, "", "machines that build for this one, or @FILE", func(s *Settings) value { return (*text)(&s.Builders) }},
 	{"builders-use-substitutes", nil, Trusted, "true", "let builders fetch inputs from their caches before they are sent", func(s *Settings) value { return (*flag)(&s.BuildersSubstitute) }},
+	{"compress-build-log", []string{"build-compress-log"}, Trusted, "true", "pack build logs when they are complete", func(s *Settings) value { return (*flag)(&s.CompressBuildLog) }},
 	{"connect-timeout", nil, Anyone, "5", "seconds until a cache must have answered", func(s *Settings) value { return (*seconds)(&s.ConnectTimeout) }},
 	{"cores", []string{"build-cores"}, Anyone, "0", "processors for one build; 0: all", func(s *Settings) value { return (*count)(&s.Cores) }},
 	{"diff-hook", nil, Daemon, "", "program that shows how two results of one build differ", func(s *Settings) value { return (*text)(&s.DiffHook) }},
@@ -57,7 +58,7 @@ var table = []Setting{
 var foreign = strings.Fields(`
 	accept-flake-config access-tokens allow-dirty allow-import-from-derivation allow-new-privileges allow-symlinked-store
 	allow-unsafe-native-code-during-evaluation allowed-impure-host-deps allowed-uris auto-allocate-uids bash-prompt bash-prompt-prefix
-	bash-prompt-suffix build-dir build-hook build-poll-interval commit-lockfile-summary compress-build-log debugger-on-trace
+	bash-prompt-suffix build-dir build-hook build-poll-interval commit-lockfile-summary debugger-on-trace
 	download-buffer-size download-speed enforce-determinism eval-cache eval-system filter-syscalls flake-registry
 	fsync-metadata fsync-store-paths gc-reserved-space http2 ignore-try ignored-acls impersonate-linux-26 json-log-path
 	keep-env-derivations log-lines max-call-depth max-free min-free min-free-check-interval nar-buffer-size narinfo-cache-negative-ttl

@@ -1,0 +1,69 @@
+package build_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"cairn/daemon/build"
+	"cairn/daemon/settings"
+	"cairn/store"
+)
+
+// logFiles returns the names of what is left of a derivation's log.
+func (r *rig) logFiles(d store.Path) []string {
+	r.Helper()
+	base := d.Base()
+	list, err := filepath.Glob(filepath.Join(r.layout.LogDir, "drvs", base[:2], "*"+base[3:]+"*"))
+	if err != nil {
+		r.Fatal(err)
+	}
+	for i, name := range list {
+		list[i] = strings.TrimPrefix(filepath.Base(name), base[2:])
+	}
+	return list
+}
+
+func TestLogFiles(t *testing.T) {
+	r := newRig(t, nil)
+	plain, none := settings.Defaults(), settings.Defaults()
+	plain.CompressBuildLog, none.KeepBuildLog = false, false
+	for _, c := range []struct {
+		name  string
+		lines int
+		set   *settings.Settings
+		want  string
+	}{
+		{"short", 3, settings.Defaults(), "[]"},
+		{"long", 3000, settings.Defaults(), "[.bz2]"},
+		{"long-plain", 3000, plain, "[]"},
+		{"none", 3000, none, "none"},
+	} {
+		d := r.add(drv{name: c.name, script: fmt.Sprintf("i=0; while [ $i -lt %d ]; do echo line $i; i=$((i+1)); done; touch $out", c.lines)})
+		list, err := r.build.With(c.set).Build(t.Context(), all(d), build.Normal, nil)
+		if err != nil || !list[0].Status.OK() {
+			t.Fatalf("%s: %v, %v", c.name, list, err)
+		}
+		var log, want bytes.Buffer
+		err = r.build.FollowLog(t.Context(), d, &log)
+		if c.want == "none" {
+			if files := r.logFiles(d); len(files) != 0 || !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("%s: files %v, %v", c.name, files, err)
+			}
+			continue
+		}
+		for i := range c.lines {
+			fmt.Fprintf(&want, "line %d\n", i)
+		}
+		if err != nil || log.String() != want.String() {
+			t.Errorf("%s: log of %d bytes, wanted are %d: %v", c.name, log.Len(), want.Len(), err)
+		}
+		if got := fmt.Sprint(r.logFiles(d)); got != c.want {
+			t.Errorf("%s: files end in %s, wanted is %s", c.name, got, c.want)
+		}
+	}
+}
