@@ -80,7 +80,7 @@ func (x *session) settle(ctx context.Context, r *protocol.BuildResult) error {
 		if err := x.hold(o.OutPath); err != nil {
 			return err
 		}
-		if x.d.Has(protocol.FeatureCairn) || x.d.Version < protocol.Minor(27) || o.ID.Drv.IsZero() {
+		if x.d.Has(protocol.FeatureCairn) || x.d.Version < protocol.Minor(27) || r.Impure || o.ID.Drv.IsZero() {
 			continue
 		}
 		if known, err := x.server.store.Realisation(o.ID); err == nil && known.OutPath == o.OutPath {

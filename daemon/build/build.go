@@ -25,6 +25,8 @@
 //  6. When every process of the builder is dead, read the outputs (output.go): archive each, find references, hash,
 //     replace scratch paths by final ones, check fixed hashes and the derivation's own conditions (checks.go), and write a
 //     copy. A copy, because nobody else can have that open, link to it, or own it.
+//     An impure derivation is built like one that is addressed by content, with the network, whenever it is wanted: nothing
+//     records its outputs, which only the jobs that waited for this build know. Those are impure themselves, or fixed.
 //  7. Register all outputs at once, then realisations.
 //
 // # Trust
@@ -40,7 +42,7 @@
 //
 // # Not here
 //
-// How other machines are reached: package remote. Substitution: planning has a place for it (plan.unknown). Impure and dynamic derivations are refused.
+// How other machines are reached: package remote. Substitution: planning has a place for it (plan.unknown). Dynamic derivations are refused.
 package build
 
 import (
@@ -305,6 +307,7 @@ func (b *Builder) resultOf(f *storeFacts, t protocol.Target, n *node, j *job) (*
 		return &protocol.BuildResult{Status: protocol.MiscFailure, Error: fmt.Sprintf("build of %s was cancelled because another one failed", t.Path)}, nil
 	}
 	r := *j.result
+	r.Impure = j.kind == derivation.Impure
 	if r.Status.OK() && t.Outputs != nil {
 		if err := f.fill(&r, n.drv, wantedOf(t, n.drv), j.paths); err != nil {
 			return nil, err
@@ -388,10 +391,6 @@ func (b *Builder) OutputMap(drv store.Path) (map[string]store.Path, error) {
 	}
 	outputs := map[string]store.Path{}
 	for _, o := range d.OutputNames() {
-		if d.Outputs[o].Kind() == derivation.Impure {
-			outputs[o] = store.Path{}
-			continue
-		}
 		if outputs[o], err = outputPath(f, d, o); err != nil {
 			return nil, err
 		}

@@ -126,7 +126,7 @@ func (j *job) perform(ctx context.Context, r *protocol.BuildResult) (map[string]
 // where takes a place for the job. Without a machine it is one here.
 func (j *job) where(ctx context.Context, failed map[string]error) (Machine, func(), error) {
 	here := j.b.here(j.key.drv, j.drv)
-	if here == nil && (j.b.opts.Machines == nil || j.key.mode != Normal || prefersHere(j.drv)) {
+	if here == nil && (j.b.opts.Machines == nil || j.kind == derivation.Impure || j.key.mode != Normal || prefersHere(j.drv)) {
 		release, err := j.b.place(ctx)
 		return nil, release, err
 	}

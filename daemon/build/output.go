@@ -49,7 +49,7 @@ func (a *attempt) readOutputs(ctx context.Context) ([]disk.Output, error) {
 		}
 	}
 	read := a.readNamed
-	if a.kind == derivation.Floating {
+	if a.kind == derivation.Floating || a.kind == derivation.Impure {
 		read = a.readFloating
 	}
 	if err := read(ctx); err != nil {
@@ -165,7 +165,10 @@ func (a *attempt) readNamed(ctx context.Context) error {
 		if err := a.copyOut(ctx, o, nil, scan, content); err != nil {
 			return err
 		}
-		o.final, o.info.Path, o.found = o.path, o.path, scan.Found()
+		o.final, o.info.Path = o.path, o.path
+		if !a.discards(o) {
+			o.found = scan.Found()
+		}
 		o.info.References = o.found
 		if out.Kind() != derivation.Fixed {
 			continue
@@ -200,17 +203,25 @@ func (a *attempt) checkFixed(o *output, out derivation.Output, got store.Hash) e
 
 // hashFile hashes a regular file's bytes.
 func hashFile(path string, algo store.Algorithm) (store.Hash, error) {
+	h := algo.New()
+	if err := readFile(path, h); err != nil {
+		return store.Hash{}, err
+	}
+	return store.NewHash(algo, h.Sum(nil)), nil
+}
+
+// readFile copies a regular file's bytes.
+func readFile(path string, w io.Writer) error {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return store.Hash{}, fmt.Errorf("read %s: %w", path, err)
+		return fmt.Errorf("read %s: %w", path, err)
 	}
 	f := os.NewFile(uintptr(fd), path)
 	defer f.Close()
-	h := algo.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return store.Hash{}, fmt.Errorf("read %s: %w", path, err)
+	if _, err := io.Copy(w, f); err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
 	}
-	return store.NewHash(algo, h.Sum(nil)), nil
+	return nil
 }
 
 // readFloating reads outputs whose paths follow from what is in them: find references, then, those referred
@@ -221,7 +232,9 @@ func (a *attempt) readFloating(ctx context.Context) error {
 		if err := dump(scan, o.tree); err != nil {
 			return a.unreadable(o, err)
 		}
-		o.found = scan.Found()
+		if !a.discards(o) {
+			o.found = scan.Found()
+		}
 	}
 	order, err := a.sortOutputs()
 	if err != nil {
@@ -267,7 +280,7 @@ func (a *attempt) hashFloating(o *output, out derivation.Output, digests map[str
 		if slices.Contains(o.found, o.path) {
 			return store.Hash{}, failure(protocol.OutputRejected, "output '%s' of '%s' refers to itself, which a file addressed by its bytes cannot", o.name, a.key.drv)
 		}
-		return hashFile(o.tree, out.Algo)
+		return a.hashRewritten(o, out.Algo, digests)
 	}
 	h := refscan.HashModulo(out.Algo, o.path.Digest())
 	r := refscan.NewRewriter(h, digests)
@@ -278,6 +291,30 @@ func (a *attempt) hashFloating(o *output, out derivation.Output, digests map[str
 		return store.Hash{}, err
 	}
 	return h.Sum(), nil
+}
+
+// hashRewritten hashes a file's bytes as they will be.
+func (a *attempt) hashRewritten(o *output, algo store.Algorithm, digests map[string]string) (store.Hash, error) {
+	h := algo.New()
+	r := refscan.NewRewriter(h, digests)
+	if err := readFile(o.tree, r); err != nil {
+		return store.Hash{}, err
+	}
+	if err := r.Close(); err != nil {
+		return store.Hash{}, err
+	}
+	return store.NewHash(algo, h.Sum(nil)), nil
+}
+
+// discards reports whether the derivation wants an output to have no references, whatever is in it.
+func (a *attempt) discards(o *output) bool {
+	attrs, err := a.structured()
+	if err != nil || attrs == nil {
+		return false
+	}
+	all, _ := attrs["unsafeDiscardReferences"].(map[string]any)
+	yes, _ := all[o.name].(bool)
+	return yes
 }
 
 func finalPaths(found []store.Path, paths map[store.Path]store.Path) []store.Path {

@@ -371,6 +371,9 @@ func (p *planner) wantInputs(n *node) error {
 		if err != nil {
 			return err
 		}
+		if in.kind == derivation.Impure && n.kind != derivation.Impure && n.kind != derivation.Fixed {
+			return fmt.Errorf("pure derivation '%s' depends on impure derivation '%s'", n.path, in.path)
+		}
 		n.all[path] = in
 	}
 	return nil
@@ -388,7 +391,7 @@ func (p *planner) missing(n *node) (map[string]store.Path, answer, error) {
 			p.relied = append(p.relied, out)
 			continue
 		}
-		if n.noFetch() {
+		if n.noFetch() || n.kind == derivation.Impure {
 			a = no
 			continue
 		}
@@ -468,12 +471,13 @@ func (p *planner) output(n *node, o string) (store.Path, error) {
 	return outputPath(p.facts, n.drv, o)
 }
 
+// outputPath returns the path of an output, or zero when it is not known.
 func outputPath(f facts, d *derivation.Derivation, o string) (store.Path, error) {
 	switch out := d.Outputs[o]; out.Kind() {
 	case derivation.InputAddressed, derivation.Fixed:
 		return out.Path, nil
 	case derivation.Impure:
-		return store.Path{}, fmt.Errorf("derivation %s is impure, which this daemon does not build", d.Name)
+		return store.Path{}, nil // each build has its own
 	}
 	id, err := f.identity(d, o)
 	if err != nil {

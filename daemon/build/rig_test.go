@@ -187,8 +187,8 @@ func (r *rig) make(d drv) *derivation.Derivation {
 			if out.Path, err = r.layout.Dir.FixedPath(d.name, store.ContentAddress{Method: d.method, Hash: h}, store.References{}); err != nil {
 				r.Fatal(err)
 			}
-		case d.kind == derivation.Floating:
-			out = derivation.Output{Method: d.method, Algo: store.SHA256}
+		case d.kind == derivation.Floating, d.kind == derivation.Impure:
+			out = derivation.Output{Method: d.method, Algo: store.SHA256, Impure: d.kind == derivation.Impure}
 		}
 		full.Outputs[o] = out
 	}

@@ -83,6 +83,9 @@ func (j *job) do(r *protocol.BuildResult, work func(context.Context, *protocol.B
 
 // realise builds.
 func (j *job) realise(ctx context.Context, r *protocol.BuildResult) (map[string]store.Path, error) {
+	if j.kind == derivation.Impure && !j.b.settings.HasExperimental("impure-derivations") {
+		return nil, failure(protocol.InputRejected, "'%s' is impure: experimental Nix feature 'impure-derivations' is disabled; use '--extra-experimental-features impure-derivations' to override, for this daemon in its nix.conf", j.key.drv)
+	}
 	resolve, err := j.mustResolve()
 	if err != nil {
 		return nil, err
@@ -174,7 +177,7 @@ func (j *job) resolve(ctx context.Context, r *protocol.BuildResult) (map[string]
 	inputs := map[store.DrvOutput]store.Path{}
 	d, err := j.drv.Resolve(j.b.store.Dir(), func(drv store.Path, output string) (store.Path, bool) {
 		p, id, ok := j.realisedInput(drv, output)
-		if ok {
+		if ok && !id.Drv.IsZero() {
 			inputs[id] = p
 		}
 		return p, ok
@@ -216,10 +219,16 @@ func (j *job) resolve(ctx context.Context, r *protocol.BuildResult) (map[string]
 	return child.paths, j.record(ctx, child.paths, inputs)
 }
 
+// realisedInput returns the path and the identity of an input. Those of impure ones are known to this job alone, and have
+// no identity.
 func (j *job) realisedInput(drv store.Path, output string) (store.Path, store.DrvOutput, bool) {
 	d, err := j.facts.derivation(drv)
 	if err != nil {
 		return store.Path{}, store.DrvOutput{}, false
+	}
+	if d.Outputs[output].Kind() == derivation.Impure {
+		p, ok := j.builtInput(drv, output)
+		return p, store.DrvOutput{}, ok
 	}
 	p, err := outputPath(j.facts, d, output)
 	if err != nil || p.IsZero() || !j.facts.valid(p) {
@@ -227,6 +236,17 @@ func (j *job) realisedInput(drv store.Path, output string) (store.Path, store.Dr
 	}
 	id, err := j.facts.identity(d, output)
 	return p, id, err == nil
+}
+
+// builtInput returns the path of an output of an input that was built for this job.
+func (j *job) builtInput(drv store.Path, output string) (store.Path, bool) {
+	for _, d := range j.deps {
+		if d.key.drv == drv && d.result != nil && d.result.Status.OK() {
+			p, ok := d.paths[output]
+			return p, ok
+		}
+	}
+	return store.Path{}, false
 }
 
 // adopt joins or makes the job of the resolved derivation.
@@ -382,7 +402,7 @@ func (a *attempt) nameOutputs() error {
 	}
 	a.drv = a.drv.Clone()
 	a.drv.Rewrite(rewrite)
-	a.network = a.kind == derivation.Fixed
+	a.network = a.kind == derivation.Fixed || a.kind == derivation.Impure
 	return nil
 }
 

@@ -60,6 +60,7 @@ type BuildResult struct {
 	CPUUser          *time.Duration // nil: unknown
 	CPUSystem        *time.Duration
 	Outputs          map[string]store.Realisation
+	Impure           bool // the outputs are this build's alone; not part of the encoding
 }
 
 // BuildResult writes
