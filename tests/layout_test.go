@@ -41,6 +41,7 @@ var order = []string{
 	"client/peer",
 	"daemon/substitute",
 	"daemon/build",
+	"daemon/remote",
 	"archive/ship",
 	"derivation/eval",
 	"services/system",

@@ -15,8 +15,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"cairn/client/peer"
 	"cairn/daemon"
 	"cairn/daemon/build"
+	"cairn/daemon/remote"
 	"cairn/daemon/settings"
 	"cairn/store/disk"
 )
@@ -199,10 +201,11 @@ func (o *engineOptions) settings(layout disk.Layout, getenv func(string) string,
 
 // engine is a store with the builder and the server on it.
 type engine struct {
-	store   *disk.Store
-	builder *build.Builder
-	server  *daemon.Server
-	closing sync.Once
+	store    *disk.Store
+	builder  *build.Builder
+	machines *remote.Pool
+	server   *daemon.Server
+	closing  sync.Once
 }
 
 func openEngine(ctx context.Context, layout disk.Layout, getenv func(string) string, o *engineOptions) (*engine, error) {
@@ -218,16 +221,17 @@ func openEngine(ctx context.Context, layout disk.Layout, getenv func(string) str
 	if err != nil {
 		return nil, err
 	}
-	b := build.New(s, &build.Options{Logger: logger, Settings: set})
+	machines := remote.New(s, &remote.Options{Logger: logger, Peer: peer.Options{SSHOptions: getenv("NIX_SSHOPTS"), Socket: layout.SocketPath}})
+	b := build.New(s, &build.Options{Logger: logger, Settings: set, Machines: machines})
 	srv := daemon.New(s, b, &daemon.Options{Version: cmp.Or(set.VersionText, Version), ACL: aclFile(layout), Settings: set, Logger: logger})
-	return &engine{store: s, builder: b, server: srv}, nil
+	return &engine{store: s, builder: b, machines: machines, server: srv}, nil
 }
 
 // close ends all of it, in the order of dependence.
 func (g *engine) close() error {
 	var err error
 	g.closing.Do(func() {
-		err = errors.Join(g.server.Close(), g.builder.Close(), g.store.Close())
+		err = errors.Join(g.server.Close(), g.builder.Close(), g.machines.Close(), g.store.Close())
 	})
 	return err
 }

@@ -63,7 +63,7 @@ func parseAddress(uri string) (Address, error) {
 	}
 	a.Program, a.Store, a.Key = params.Get("remote-program"), params.Get("remote-store"), params.Get("ssh-key")
 	a.Compress = params.Get("compress") == "true" || params.Get("compress") == "1"
-	if a.HostKey, err = decodeHostKey(params.Get("base64-ssh-public-host-key")); err != nil {
+	if a.HostKey, err = DecodeHostKey(params.Get("base64-ssh-public-host-key")); err != nil {
 		return Address{}, err
 	}
 	switch a.Scheme {
@@ -79,8 +79,8 @@ func parseAddress(uri string) (Address, error) {
 	return Address{}, fmt.Errorf("scheme %q is not ssh-ng, ssh or unix", scheme)
 }
 
-// decodeHostKey decodes a public key as Nix's machine files have it: the key's line in base 64.
-func decodeHostKey(s string) (string, error) {
+// DecodeHostKey decodes a public key as Nix's machine files have it: the key's line in base 64.
+func DecodeHostKey(s string) (string, error) {
 	if s == "" {
 		return "", nil
 	}

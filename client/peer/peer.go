@@ -172,17 +172,35 @@ func (c *Conn) Trusts() bool {
 	return c.worker == nil || c.worker.Server().Trust != protocol.NotTrusted
 }
 
-// long runs what may take its time: without the limit of silence, unless the peer gives signs of life.
-func (c *Conn) long(f func() error) error {
+// grace is how much longer than the peer itself a build's limits are waited for.
+const grace = time.Minute
+
+// long runs what may take its time. Unless the peer gives signs of life, the limit of silence is another one, or none.
+func (c *Conn) long(silence time.Duration, f func() error) error {
 	if c.beats {
 		return f()
 	}
-	return c.stream.patiently(f)
+	return c.stream.within(silence, f)
+}
+
+// patience is the limits with which a build is waited for at a peer that gives no signs of life: those that it knows itself, and
+// a little more.
+func (c *Conn) patience(ctx context.Context, l Limits) (context.Context, context.CancelFunc, time.Duration) {
+	var silence time.Duration
+	if l.MaxSilent > 0 && c.worker != nil { // the serve protocol has logs elsewhere
+		silence = l.MaxSilent + grace
+	}
+	if l.Timeout == 0 {
+		return ctx, func() {}, silence
+	}
+	limit := l.Timeout + grace
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w: the build is not over after %v, though the peer should end it after %v", ErrSilent, limit, l.Timeout))
+	return ctx, cancel, silence
 }
 
 // Obtain returns those of the paths that are valid, after the peer has fetched from its caches what it could.
 func (c *Conn) Obtain(ctx context.Context, paths []store.Path) (valid []store.Path, err error) {
-	err = c.long(func() error {
+	err = c.long(0, func() error {
 		valid, err = c.endpoint.Obtain(ctx, paths)
 		return err
 	})
@@ -207,7 +225,9 @@ type Limits struct {
 
 // BuildDerivation builds a derivation whose inputs are resolved and valid at the peer. log gets what the builder prints, as lines.
 func (c *Conn) BuildDerivation(ctx context.Context, path store.Path, drv *derivation.Derivation, l Limits, log io.Writer) (r *protocol.BuildResult, err error) {
-	err = c.long(func() error {
+	ctx, cancel, silence := c.patience(ctx, l)
+	defer cancel()
+	err = c.long(silence, func() error {
 		if c.serve != nil {
 			c.process.hearken(log)
 			defer c.process.hearken(nil)
@@ -228,7 +248,9 @@ func (c *Conn) Build(ctx context.Context, drv store.Path, l Limits, log io.Write
 	if c.worker == nil {
 		return nil, fmt.Errorf("build %s: %w", drv, client.ErrUnsupported)
 	}
-	err = c.long(func() error {
+	ctx, cancel, silence := c.patience(ctx, l)
+	defer cancel()
+	err = c.long(silence, func() error {
 		if err := c.worker.SetOptions(ctx, l.worker()); err != nil {
 			return err
 		}

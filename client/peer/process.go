@@ -240,10 +240,10 @@ func (s *stream) Read(b []byte) (int, error) { return s.watch(s.ReadWriteCloser.
 // Write writes within the limit.
 func (s *stream) Write(b []byte) (int, error) { return s.watch(s.ReadWriteCloser.Write, b) }
 
-// patiently runs f without a limit.
-func (s *stream) patiently(f func() error) error {
-	limit := s.limit.Swap(0)
-	defer s.limit.Store(limit)
+// within runs f with another limit; 0: none.
+func (s *stream) within(limit time.Duration, f func() error) error {
+	limit = time.Duration(s.limit.Swap(int64(limit)))
+	defer s.limit.Store(int64(limit))
 	return f()
 }
 

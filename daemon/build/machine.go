@@ -24,6 +24,7 @@ type Machines interface {
 type Request struct {
 	Drv      store.Path
 	System   string
+	Native   string           // this machine's, which machines build for that say nothing
 	Features []string           // that it requires
 	Settings *settings.Settings // say which machines there are; they never change
 	Here     bool               // it can also be built on this machine
@@ -138,7 +139,7 @@ func (j *job) where(ctx context.Context, failed map[string]error) (Machine, func
 		places = nil
 	}
 	req := &Request{
-		Drv: j.key.drv, System: j.drv.System, Features: requiredFeatures(j.drv), Settings: j.b.settings, Here: here == nil, Failed: failed,
+		Drv: j.key.drv, System: j.drv.System, Native: j.b.systems()[0], Features: requiredFeatures(j.drv), Settings: j.b.settings, Here: here == nil, Failed: failed,
 	}
 	for {
 		offer := j.b.opts.Machines.Offer(req)
@@ -191,7 +192,10 @@ func (a *attempt) runAway(ctx context.Context, r *protocol.BuildResult) (map[str
 		}
 		paths[name] = p
 	}
-	return paths, a.record(ctx, paths, nil)
+	if err := a.record(ctx, paths, nil); err != nil {
+		return nil, err
+	}
+	return paths, a.postBuildHook(ctx, paths)
 }
 
 // fetched checks an output that another machine is said to have built.

@@ -418,10 +418,10 @@ func (a *attempt) execute(ctx context.Context, r *protocol.BuildResult) error {
 	a.log = log
 	a.setLog(log)
 	set := a.b.settings
-	if set.Timeout > 0 {
+	if set.Timeout > 0 && a.machine == nil { // other machines know it
 		defer time.AfterFunc(set.Timeout, func() { stop(errTimeout) }).Stop()
 	}
-	if set.MaxSilent > 0 {
+	if set.MaxSilent > 0 && a.machine == nil {
 		t := time.AfterFunc(set.MaxSilent, func() { stop(errSilent) })
 		defer t.Stop()
 		log.touched = func() { t.Reset(set.MaxSilent) }
