@@ -24,7 +24,7 @@ type Machines interface {
 type Request struct {
 	Drv      store.Path
 	System   string
-	Native   string           // this machine's, which machines build for that say nothing
+	Native   string             // this machine's, which machines build for that say nothing
 	Features []string           // that it requires
 	Settings *settings.Settings // say which machines there are; they never change
 	Here     bool               // it can also be built on this machine
