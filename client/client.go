@@ -144,18 +144,6 @@ func (c *Conn) Close() error {
 	return err
 }
 
-// Closed reports whether no operation can succeed any more.
-func (c *Conn) Closed() bool {
-	select {
-	case <-c.closed:
-		return true
-	default:
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.err != nil
-}
-
 // Dir returns the store directory.
 func (c *Conn) Dir() store.Dir { return c.dir }
 

@@ -221,8 +221,9 @@ func openEngine(ctx context.Context, layout disk.Layout, getenv func(string) str
 	if err != nil {
 		return nil, err
 	}
-	machines := remote.New(s, &remote.Options{Logger: logger, Peer: peer.Options{SSHOptions: getenv("NIX_SSHOPTS"), Socket: layout.SocketPath}})
-	b := build.New(s, &build.Options{Logger: logger, Settings: set, Machines: machines})
+	sshOptions := getenv("NIX_SSHOPTS")
+	machines := remote.New(s, &remote.Options{Logger: logger, Peer: peer.Options{SSHOptions: sshOptions, Socket: layout.SocketPath}})
+	b := build.New(s, &build.Options{ACL: aclFile(layout), SSHOptions: sshOptions, Logger: logger, Settings: set, Machines: machines})
 	srv := daemon.New(s, b, &daemon.Options{Version: cmp.Or(set.VersionText, Version), ACL: aclFile(layout), Settings: set, Logger: logger})
 	return &engine{store: s, builder: b, machines: machines, server: srv}, nil
 }

@@ -207,6 +207,14 @@ func (c *Conn) Obtain(ctx context.Context, paths []store.Path) (valid []store.Pa
 	return valid, err
 }
 
+// Realisation returns the path that an output of a derivation is known to have. Only the worker protocol tells.
+func (c *Conn) Realisation(ctx context.Context, id store.DrvOutput) (store.Realisation, bool, error) {
+	if c.worker == nil {
+		return store.Realisation{}, false, nil
+	}
+	return c.worker.Realisation(ctx, id)
+}
+
 // Keep keeps paths alive at the peer until the connection ends, as far as it can. The serve protocol does so with each question.
 func (c *Conn) Keep(ctx context.Context, paths []store.Path) error {
 	if c.worker == nil {

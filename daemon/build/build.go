@@ -80,6 +80,7 @@ type Options struct {
 	// them few. Nil: /bin/sh alone, see DefaultSandboxPaths. Empty: none.
 	SandboxPaths map[string]string
 	ACL          string       // keys that may import, besides trusted-public-keys; default: "acl" in the layout's ConfDir
+	SSHOptions   string       // NIX_SSHOPTS, for caches that are stores behind ssh
 	Logger       *slog.Logger // default: discard
 	Machines     Machines     // that build for this one; default: none
 	// Settings hold unless a view has others (With); default: settings.Defaults. Where builds are shared, those of the first
@@ -125,7 +126,7 @@ func New(s *disk.Store, opts *Options) *Builder {
 	b.core = &core{jobs: map[jobKey]*job{}, slots: map[uint32]bool{}, places: make(chan struct{}, b.opts.MaxJobs)}
 	b.downloads = make(chan struct{}, cmp.Or(b.settings.MaxSubstitutions, b.settings.HTTPConnections, 1))
 	b.life, b.die = context.WithCancelCause(context.Background())
-	b.pool = substitute.NewPool(s, &substitute.Options{ACL: b.opts.ACL, Logger: b.opts.Logger})
+	b.pool = substitute.NewPool(s, &substitute.Options{ACL: b.opts.ACL, SSHOptions: b.opts.SSHOptions, Logger: b.opts.Logger})
 	b.caches = b.pool.Caches(b.settings)
 	return b
 }

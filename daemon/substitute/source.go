@@ -1,11 +1,13 @@
 package substitute
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/url"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -34,8 +36,9 @@ type sourceKey struct {
 	netrc            string
 }
 
-func keyOf(uri string, set *settings.Settings) sourceKey {
-	return sourceKey{uri, set.ConnectTimeout, set.StalledTimeout, set.DownloadAttempts, set.HTTPConnections, set.NetrcFile}
+func (p *Pool) keyOf(uri string, set *settings.Settings) sourceKey {
+	netrc := cmp.Or(set.NetrcFile, filepath.Join(p.store.Layout().ConfDir, "netrc"))
+	return sourceKey{uri, set.ConnectTimeout, set.StalledTimeout, set.DownloadAttempts, set.HTTPConnections, netrc}
 }
 
 // Bounds of a breaker.
@@ -145,10 +148,14 @@ func (s *source) close() {
 
 // patience is how long a question may take.
 func (s *source) patience() time.Duration {
-	if s.key.connect <= 0 {
-		return defaultPatience
+	d := s.key.connect
+	if d <= 0 {
+		d = defaultPatience
 	}
-	return s.key.connect
+	if strings.HasPrefix(s.key.uri, "ssh") {
+		d *= 3 // ssh has more to say before it is there
+	}
+	return d
 }
 
 // ready returns the source's priority when it can be used, after asking what it is if that is not known.

@@ -42,6 +42,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -57,6 +58,8 @@ import (
 type Options struct {
 	// ACL is the file with further keys that may import; the default is "acl" in the layout's ConfDir.
 	ACL string
+	// SSHOptions are NIX_SSHOPTS, for stores behind ssh.
+	SSHOptions string
 	// Logger is told of caches that fail; the default is silence.
 	Logger *slog.Logger
 }
@@ -86,7 +89,7 @@ func NewPool(s *disk.Store, opts *Options) *Pool {
 		p.opts = *opts
 	}
 	if p.opts.ACL == "" {
-		p.opts.ACL = s.Layout().ConfDir + "/acl"
+		p.opts.ACL = filepath.Join(s.Layout().ConfDir, "acl")
 	}
 	if p.opts.Logger == nil {
 		p.opts.Logger = slog.New(slog.DiscardHandler)
@@ -167,7 +170,7 @@ func (p *Pool) Caches(set *settings.Settings) *Caches {
 		}
 	}
 	for _, uri := range set.Substituters {
-		key := keyOf(uri, set)
+		key := p.keyOf(uri, set)
 		if !slices.ContainsFunc(c.sources, func(s *source) bool { return s.key == key }) {
 			c.sources = append(c.sources, p.source(key))
 		}
