@@ -9,13 +9,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
+	"cairn/archive"
 	"cairn/client"
+	"cairn/daemon/protocol"
 	"cairn/daemon/settings"
 	"cairn/store/disk"
 )
@@ -185,12 +184,12 @@ func runNixDaemon(ctx context.Context, env *Env, o *nixOptions) error {
 	case o.forceTrusted && o.forceUntrusted:
 		return &usageError{errors.New("nix-daemon: --force-trusted and --force-untrusted exclude each other")}
 	}
-	d := &daemonOptions{engineOptions: o.engineOptions, stdio: o.stdio, untrusted: o.forceUntrusted}
-	if !o.stdio && o.forceUntrusted {
-		return &usageError{hinted(errors.New("nix-daemon: --force-untrusted is for --stdio"), "who is trusted at the socket is the setting trusted-users")}
+	d := &daemonOptions{engineOptions: o.engineOptions, stdio: o.stdio}
+	if o.forceTrusted {
+		d.rights = archive.All
 	}
-	if !o.stdio && o.forceTrusted {
-		d.setOption("trusted-users=*")
+	if o.forceUntrusted {
+		d.rights = archive.Ordinary
 	}
 	return runDaemon(ctx, env, d)
 }
@@ -238,61 +237,22 @@ func runNixStore(ctx context.Context, env *Env, o *nixOptions) error {
 	return &usageError{hinted(err, "'cairn --help' lists the commands; Nix's own nix-store works with NIX_REMOTE=daemon")}
 }
 
-// nobody is whom an untrusted stream connects as.
-const nobody = 65534
-
-// dialDaemon connects to the daemon of a layout; untrusted, as a user whom it does not trust.
-func dialDaemon(ctx context.Context, layout disk.Layout, untrusted bool) (*net.UnixConn, error) {
+// dialDaemon connects to the daemon of a layout. Unless most is none, the session may do no more than that.
+func dialDaemon(ctx context.Context, layout disk.Layout, most archive.Verbs) (*net.UnixConn, error) {
 	name, release, err := client.SocketName(layout.SocketPath)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	if !untrusted {
-		var d net.Dialer
-		c, err := d.DialContext(ctx, "unix", name)
-		if err != nil {
-			return nil, err
-		}
-		return c.(*net.UnixConn), nil
-	}
-	return dialAs(name, nobody)
-}
-
-// dialAs connects with the credentials of another user, which the kernel takes from the connecting thread.
-func dialAs(socket string, uid int) (*net.UnixConn, error) {
-	type result struct {
-		conn *net.UnixConn
-		err  error
-	}
-	done := make(chan result)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		conn, err := connectAs(socket, uid)
-		done <- result{conn, err}
-	}()
-	r := <-done
-	return r.conn, r.err
-}
-
-func connectAs(socket string, uid int) (*net.UnixConn, error) {
-	for _, id := range []struct{ call, id int }{{unix.SYS_SETRESGID, uid}, {unix.SYS_SETRESUID, uid}} {
-		if _, _, e := unix.RawSyscall(uintptr(id.call), uintptr(id.id), uintptr(id.id), uintptr(id.id)); e != 0 {
-			return nil, fmt.Errorf("become user %d: %w", uid, e)
-		}
-	}
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", name)
 	if err != nil {
 		return nil, err
 	}
-	f := os.NewFile(uintptr(fd), socket)
-	defer f.Close()
-	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: socket}); err != nil {
-		return nil, &net.OpError{Op: "dial", Net: "unix", Err: os.NewSyscallError("connect", err)}
-	}
-	c, err := net.FileConn(f)
-	if err != nil {
-		return nil, err
+	if most != 0 && most != archive.All {
+		if err := protocol.WriteLimit(c, most); err != nil {
+			return nil, errors.Join(err, c.Close())
+		}
 	}
 	return c.(*net.UnixConn), nil
 }

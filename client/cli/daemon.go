@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"cairn/archive"
 	"cairn/client/peer"
 	"cairn/daemon"
 	"cairn/daemon/build"
@@ -25,9 +26,8 @@ import (
 
 type daemonOptions struct {
 	engineOptions
-	stdio     bool
-	untrusted bool // with stdio: the client gets no more rights than anybody
-	socket    string
+	stdio  bool
+	socket string
 }
 
 func newDaemonCmd(env *Env) *cobra.Command {
@@ -38,18 +38,22 @@ func newDaemonCmd(env *Env) *cobra.Command {
 		Short:   "Own the store and serve it to clients",
 		Long: `Own the store and serve it: to our own commands and to Nix's programs, which find
 the socket through NIX_DAEMON_SOCKET_PATH or NIX_REMOTE. Who asks is known from the
-socket: root and the user that the daemon runs as are trusted.
+socket, and the access list says what they may do ('cairn acl --help').
 
 Settings are Nix's: nix.conf in the configuration directory (NIX_CONF_DIR), the user's
-files, NIX_CONFIG, and the options of this command, which come last.
+files, NIX_CONFIG, and the options of this command, which come last. 'cairn config show'
+lists them all, with where each value comes from.
 
 With SIGTERM it takes no new connections, lets requests finish for up to two
 minutes, and exits. Under systemd it says when it is ready.
 
 With --stdio it serves one client on standard input and output: through the running
-daemon if there is one, else by itself.`,
+daemon if there is one, else by itself. --rights lowers what that client may do, for
+example in the command of an authorized_keys file. Without --stdio it is what every
+client may do, whoever it is.`,
 		Example: `  cairn daemon
   cairn daemon --root ~/try --max-jobs 4 --option substituters=https://cache.example.org
+  cairn daemon --stdio --rights connect,add
   NIX_REMOTE=unix:///cairn/var/daemon-socket/socket nix-store --store-dir /cairn/store -qR …`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runDaemon(cmd.Context(), env, o) },
@@ -67,7 +71,20 @@ daemon if there is one, else by itself.`,
 		f.Func(flag.name, flag.usage, func(v string) error { return o.setOption(flag.setting + "=" + v) })
 	}
 	f.BoolFunc("keep-failed", "keep the directories of failed builds", func(string) error { return o.setOption("keep-failed=true") })
+	setRights := func(v archive.Verbs) func(string) error {
+		return func(string) error { o.rights = v; return nil }
+	}
+	f.Func("rights", "what clients may do at most, `VERBS` of the access list", func(text string) (err error) {
+		if o.rights, err = archive.ParseVerbs(text); err == nil && o.rights == 0 {
+			err = errors.New("a client without rights cannot even connect")
+		}
+		return err
+	})
+	f.BoolFunc("force-untrusted", "the same as --rights default, as Nix calls it", setRights(archive.Ordinary))
+	f.BoolFunc("force-trusted", "the same as --rights all, as Nix calls it", setRights(archive.All))
+	f.BoolFunc("default-trust", "let the access list decide, which is the default", setRights(0))
 	cmd.MarkFlagsMutuallyExclusive("stdio", "socket")
+	cmd.MarkFlagsMutuallyExclusive("rights", "force-untrusted", "force-trusted", "default-trust")
 	return cmd
 }
 
@@ -119,19 +136,21 @@ func serve(ctx context.Context, env *Env, layout disk.Layout, eng *engine) error
 // daemonStdio joins standard input and output with the daemon, or is the daemon.
 func daemonStdio(ctx context.Context, env *Env, layout disk.Layout, o *daemonOptions) error {
 	rw := &stdio{Reader: env.Stdin, Writer: env.Stdout}
-	conn, err := dialDaemon(ctx, layout, o.untrusted)
+	conn, err := dialDaemon(ctx, layout, o.rights)
 	if err == nil {
 		return join(rw, conn)
 	}
 	if !nobodyListens(err) {
 		return fmt.Errorf("connect to the daemon: %w", err)
 	}
+	most := o.rights
+	o.rights = 0 // of everybody
 	eng, err := openEngine(ctx, layout, env.Getenv, &o.engineOptions)
 	if err != nil {
 		return err
 	}
 	peer := self()
-	peer.Trusted = !o.untrusted
+	peer.Limit = most
 	err = eng.server.ServeConn(ctx, rw, peer)
 	return errors.Join(err, eng.close())
 }
@@ -170,8 +189,9 @@ func join(local io.ReadWriter, conn *net.UnixConn) error {
 
 // engineOptions are a daemon's choices; the zero value works.
 type engineOptions struct {
-	options []string  // settings, NAME=VALUE, later than all files
-	log     io.Writer // nil: discard
+	options []string      // settings, NAME=VALUE, later than all files
+	rights  archive.Verbs // of every peer; none: the access list decides
+	log     io.Writer     // nil: discard
 }
 
 // setOption remembers a setting of the command line.
@@ -224,7 +244,7 @@ func openEngine(ctx context.Context, layout disk.Layout, getenv func(string) str
 	sshOptions := getenv("NIX_SSHOPTS")
 	machines := remote.New(s, &remote.Options{Logger: logger, Peer: peer.Options{SSHOptions: sshOptions, Socket: layout.SocketPath}})
 	b := build.New(s, &build.Options{ACL: aclFile(layout), SSHOptions: sshOptions, Logger: logger, Settings: set, Machines: machines})
-	srv := daemon.New(s, b, &daemon.Options{Version: cmp.Or(set.VersionText, Version), ACL: aclFile(layout), Settings: set, Logger: logger})
+	srv := daemon.New(s, b, &daemon.Options{Version: cmp.Or(set.VersionText, Version), ACL: aclFile(layout), Rights: o.rights, Settings: set, Logger: logger})
 	return &engine{store: s, builder: b, machines: machines, server: srv}, nil
 }
 

@@ -210,23 +210,30 @@
 //
 // Own the store and serve it: to our own commands and to Nix's programs, which find
 // the socket through NIX_DAEMON_SOCKET_PATH or NIX_REMOTE. Who asks is known from the
-// socket: root and the user that the daemon runs as are trusted.
+// socket, and the access list says what they may do ('cairn acl --help').
 //
 // Settings are Nix's: nix.conf in the configuration directory (NIX_CONF_DIR), the user's
-// files, NIX_CONFIG, and the options of this command, which come last.
+// files, NIX_CONFIG, and the options of this command, which come last. 'cairn config show'
+// lists them all, with where each value comes from.
 //
 // With SIGTERM it takes no new connections, lets requests finish for up to two
 // minutes, and exits. Under systemd it says when it is ready.
 //
 // With --stdio it serves one client on standard input and output: through the running
-// daemon if there is one, else by itself.
+// daemon if there is one, else by itself. --rights lowers what that client may do, for
+// example in the command of an authorized_keys file. Without --stdio it is what every
+// client may do, whoever it is.
 //
 //	cairn daemon [--stdio | --socket FILE] [flags]
 //	  --cores N                    N processors for one build; 0: all
+//	  --default-trust              let the access list decide, which is the default
+//	  --force-trusted              the same as --rights all, as Nix calls it
+//	  --force-untrusted            the same as --rights default, as Nix calls it
 //	  --keep-failed                keep the directories of failed builds
 //	  --max-jobs N                 N builds at a time; auto: one per processor
 //	  --max-silent SECONDS         longest silence of a builder, in SECONDS; 0: no limit
 //	  --option NAME=VALUE          a setting of nix.conf, NAME=VALUE; may be given more than once
+//	  --rights VERBS               what clients may do at most, VERBS of the access list
 //	  --socket FILE                listen at FILE instead of the store's own place
 //	  --stdio                      serve one client on standard input and output
 //	  --timeout SECONDS            longest build, in SECONDS; 0: no limit
@@ -235,6 +242,7 @@
 //
 //	cairn daemon
 //	cairn daemon --root ~/try --max-jobs 4 --option substituters=https://cache.example.org
+//	cairn daemon --stdio --rights connect,add
 //	NIX_REMOTE=unix:///cairn/var/daemon-socket/socket nix-store --store-dir /cairn/store -qR …
 //
 // # cairn deploy
