@@ -257,6 +257,9 @@ func (x *session) ensurePath(ctx context.Context, p store.Path) (reply, error) {
 
 // fetch makes paths valid that are not.
 func (x *session) fetch(ctx context.Context, paths []store.Path) error {
+	if err := x.need(archive.Build, "fetch"); err != nil {
+		return err
+	}
 	q := buildRequest{}
 	for _, p := range paths {
 		q.targets = append(q.targets, protocol.Target{Path: p})

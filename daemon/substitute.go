@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 
+	"cairn/archive"
 	"cairn/daemon/build"
 	"cairn/daemon/protocol"
 	"cairn/daemon/substitute"
@@ -48,7 +49,7 @@ func (x *session) hasSubstitutes(ctx context.Context, p store.Path) (reply, erro
 
 // queryValidPaths fetches what it can first, if the client wants that. What cannot be fetched is not valid; that is no error.
 func (x *session) queryValidPaths(ctx context.Context, q validQuery) (reply, error) {
-	if q.substitute {
+	if q.substitute && x.may(archive.Build) {
 		if err := x.fetchOffered(ctx, q.paths); err != nil {
 			return nil, err
 		}

@@ -3,6 +3,7 @@ package daemon_test
 import (
 	"bytes"
 	"io"
+	"net"
 	"strings"
 	"testing"
 
@@ -22,13 +23,18 @@ type raw struct {
 
 func (r *rig) raw(minor int, features ...protocol.Feature) *raw {
 	r.t.Helper()
-	conn := r.pipe(daemon.Peer{Trusted: true})
+	return rawOn(r.t, r.pipe(daemon.Peer{Trusted: true}), minor, features...)
+}
+
+// rawOn greets the daemon at the other end of a connection.
+func rawOn(t testing.TB, conn net.Conn, minor int, features ...protocol.Feature) *raw {
+	t.Helper()
 	rd, w := wire.NewReader(conn), wire.NewWriter(conn)
 	a, err := protocol.Client{Dir: store.DefaultDir, Version: protocol.Minor(minor), Features: features}.Handshake(rd, w)
 	if err != nil {
-		r.t.Fatal(err)
+		t.Fatal(err)
 	}
-	c := &raw{r.t, protocol.NewDecoder(rd, a.Format), protocol.NewEncoder(w, a.Format)}
+	c := &raw{t, protocol.NewDecoder(rd, a.Format), protocol.NewEncoder(w, a.Format)}
 	c.last()
 	return c
 }
