@@ -9,8 +9,9 @@ import (
 	"testing"
 )
 
-func TestBuild(t *testing.T) {
-	w := newWorld(t)
+func TestBuild(t *testing.T) { generations(t, testBuild) }
+
+func testBuild(t *testing.T, w *world) {
 	w.file(t, "g.nix", graph())
 	for _, attr := range []string{"first", "fixed", "floating", "self", "onFloating", "two", "two.dev"} {
 		w.same(t, "nix-instantiate", "g.nix", "-A", attr)
@@ -35,8 +36,9 @@ func TestBuild(t *testing.T) {
 	w.same(t, "nix", "show-derivation", "-r", drv)
 }
 
-func TestNixBuildCommand(t *testing.T) {
-	w := newWorld(t)
+func TestNixBuildCommand(t *testing.T) { generations(t, testNixBuildCommand) }
+
+func testNixBuildCommand(t *testing.T, w *world) {
 	w.file(t, "g.nix", graph())
 	for _, attr := range []string{"first", "floating", "onFloating"} {
 		w.same(t, "nix", "build", "-f", "g.nix", attr, "--no-link", "--json")
@@ -70,8 +72,9 @@ func (w *world) samePathInfos(t *testing.T, paths ...string) {
 	}
 }
 
-func TestPathInfo(t *testing.T) {
-	w := newWorld(t)
+func TestPathInfo(t *testing.T) { generations(t, testPathInfo) }
+
+func testPathInfo(t *testing.T, w *world) {
 	w.file(t, "g.nix", graph())
 	path := w.same(t, "nix-build", "g.nix", "-A", "floating", "--no-out-link")
 	w.same(t, "nix-build", "g.nix", "-A", "self", "--no-out-link")
@@ -79,8 +82,9 @@ func TestPathInfo(t *testing.T) {
 	w.samePathInfos(t, w.same(t, "nix-build", "g.nix", "-A", "two", "--no-out-link"))
 }
 
-func TestAdd(t *testing.T) {
-	w := newWorld(t)
+func TestAdd(t *testing.T) { generations(t, testAdd) }
+
+func testAdd(t *testing.T, w *world) {
 	w.file(t, "file", "contents\n")
 	for _, s := range w.both() {
 		for _, d := range []string{"tree/sub", "tree/empty"} {
@@ -169,8 +173,9 @@ func TestCopy(t *testing.T) {
 }
 
 // TestCopyStraight copies from one daemon's store to the other without a cache between.
-func TestCopyStraight(t *testing.T) {
-	w := newWorld(t)
+func TestCopyStraight(t *testing.T) { generations(t, testCopyStraight) }
+
+func testCopyStraight(t *testing.T, w *world) {
 	w.file(t, "g.nix", graph())
 	path := w.ours.run("nix-build", "g.nix", "-A", "floating", "--no-out-link")
 	local := filepath.Join(w.root, "other")
@@ -183,8 +188,9 @@ func TestCopyStraight(t *testing.T) {
 	w.theirs.run("nix-build", "g.nix", "-A", "two", "--no-out-link")
 }
 
-func TestUnsignedCopyIsRefused(t *testing.T) {
-	w := newWorld(t)
+func TestUnsignedCopyIsRefused(t *testing.T) { generations(t, testUnsignedCopyIsRefused) }
+
+func testUnsignedCopyIsRefused(t *testing.T, w *world) {
 	w.file(t, "g.nix", graph())
 	path := w.theirs.run("nix-build", "g.nix", "-A", "first", "--no-out-link")
 	cache := "file://" + filepath.Join(w.root, "cache")
@@ -198,8 +204,9 @@ func TestUnsignedCopyIsRefused(t *testing.T) {
 	}
 }
 
-func TestGarbage(t *testing.T) {
-	w := newWorld(t)
+func TestGarbage(t *testing.T) { generations(t, testGarbage) }
+
+func testGarbage(t *testing.T, w *world) {
 	w.file(t, "g.nix", graph())
 	kept := w.same(t, "nix-build", "g.nix", "-A", "onFirst", "-o", "keep")
 	lost := w.same(t, "nix-build", "g.nix", "-A", "two", "--no-out-link")
@@ -247,8 +254,9 @@ func (w *world) sameSet(t *testing.T, argv ...string) {
 	}
 }
 
-func TestFailures(t *testing.T) {
-	w := newWorld(t)
+func TestFailures(t *testing.T) { generations(t, testFailures) }
+
+func testFailures(t *testing.T, w *world) {
 	w.file(t, "g.nix", graph())
 	for attr, want := range map[string]string{"broken": "about to fail", "wrong": "hash mismatch in fixed-output derivation", "needsBroken": "broken.drv"} {
 		for _, s := range w.both() {
@@ -272,8 +280,9 @@ func TestFailures(t *testing.T) {
 	}
 }
 
-func TestLogs(t *testing.T) {
-	w := newWorld(t)
+func TestLogs(t *testing.T) { generations(t, testLogs) }
+
+func testLogs(t *testing.T, w *world) {
 	w.file(t, "g.nix", graph())
 	for _, s := range w.both() {
 		o := s.try(nil, "nix-build", "g.nix", "-A", "first", "--no-out-link")
@@ -289,8 +298,9 @@ func TestLogs(t *testing.T) {
 }
 
 // TestStranger builds as a user whom the daemon does not trust.
-func TestStranger(t *testing.T) {
-	w := newWorld(t)
+func TestStranger(t *testing.T) { generations(t, testStranger) }
+
+func testStranger(t *testing.T, w *world) {
 	w.file(t, "g.nix", graph())
 	want := w.theirs.run("nix-build", "g.nix", "-A", "onFloating", "--no-out-link")
 	signed := w.theirs.run("nix-build", "g.nix", "-A", "first", "--no-out-link")
@@ -326,8 +336,9 @@ func TestStranger(t *testing.T) {
 }
 
 // TestRemote uses the daemon as an ssh-ng store, where nix sees no files.
-func TestRemote(t *testing.T) {
-	w := newWorld(t)
+func TestRemote(t *testing.T) { generations(t, testRemote) }
+
+func testRemote(t *testing.T, w *world) {
 	w.file(t, "g.nix", graph())
 	bin := filepath.Join(w.root, "bin")
 	self, err := os.Executable()
