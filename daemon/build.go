@@ -12,6 +12,7 @@ import (
 	"cairn/daemon/protocol"
 	"cairn/derivation"
 	"cairn/store"
+	"cairn/store/refscan"
 )
 
 // buildRequest is the request of BuildPaths and BuildPathsWithResults.
@@ -43,9 +44,17 @@ func (x *session) modeOf(n uint64) (build.Mode, error) {
 // builder returns the builder with the session's settings.
 func (x *session) builder() *build.Builder {
 	if x.set.builder == nil {
-		x.set.builder = x.server.build.With(x.set.Settings)
+		x.set.builder = x.server.build.With(x.set.Settings).WithSelfHash(x.selfHash())
 	}
 	return x.set.builder
+}
+
+// selfHash is how the client's generation of Nix addresses what refers to itself; protocol 1.34 is Nix 2.14.
+func (x *session) selfHash() refscan.SelfHash {
+	if x.d.Version < protocol.Minor(35) {
+		return refscan.WithOffsets
+	}
+	return refscan.Blanked
 }
 
 // buildAll builds targets and keeps what becomes of them for the session.

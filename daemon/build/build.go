@@ -59,6 +59,7 @@ import (
 	"cairn/derivation"
 	"cairn/store"
 	"cairn/store/disk"
+	"cairn/store/refscan"
 )
 
 // Mode says what to do when the outputs are there.
@@ -94,6 +95,7 @@ type Builder struct {
 	store    *disk.Store
 	opts     Options
 	settings *settings.Settings // never changed
+	selfHash refscan.SelfHash
 	life     context.Context
 	die      context.CancelCauseFunc
 	shell    *hostPaths
@@ -141,6 +143,14 @@ func (b *Builder) With(s *settings.Settings) *Builder {
 
 // Caches returns what the view fetches from.
 func (b *Builder) Caches() *substitute.Caches { return b.caches }
+
+// WithSelfHash returns a view of the same builder, sharing its jobs, that addresses self-referential outputs in a form.
+// Where builds are shared, that of the first request counts.
+func (b *Builder) WithSelfHash(form refscan.SelfHash) *Builder {
+	v := *b
+	v.selfHash = form
+	return &v
+}
 
 // Settings returns the view's settings, which must not be changed.
 func (b *Builder) Settings() *settings.Settings { return b.settings }

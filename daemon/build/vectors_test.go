@@ -13,6 +13,7 @@ import (
 	"cairn/daemon/build"
 	"cairn/derivation"
 	"cairn/store"
+	"cairn/store/refscan"
 )
 
 // TestVectors builds the derivations that nix built and compares outputs, hashes, references,
@@ -30,7 +31,7 @@ func TestVectors(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			list, err := r.build.Build(t.Context(), all(drv), build.Normal, nil)
+			list, err := r.build.WithSelfHash(refscan.WithOffsets).Build(t.Context(), all(drv), build.Normal, nil)
 			if err != nil || !list[0].Status.OK() {
 				t.Fatalf("%v: %v", err, *list[0])
 			}

@@ -14,7 +14,7 @@ import (
 // contentCheck compares an object's contents with its content address.
 type contentCheck struct {
 	ca  store.ContentAddress
-	sum func() store.Hash // of what was written; nil when nothing need be
+	sum func() store.Hash // of what was written, in the form that fits if there are two; nil when nothing need be
 	w   io.Writer
 }
 
@@ -28,12 +28,20 @@ func newContentCheck(info *store.Info) *contentCheck {
 	switch {
 	case info.SelfReferences():
 		m := refscan.HashModulo(algo, info.Path.Digest())
-		c.w, c.sum = m, m.Sum
+		c.w, c.sum = m, func() store.Hash { return eitherForm(m, info.CA.Hash) }
 	case algo != store.SHA256:
 		h := algo.New()
 		c.w, c.sum = h, func() store.Hash { return store.NewHash(algo, h.Sum(nil)) }
 	}
 	return c
+}
+
+// eitherForm returns the form of a hash modulo that is the wanted one, or else the newer one.
+func eitherForm(m *refscan.ModuloHasher, want store.Hash) store.Hash {
+	if older := m.Sum(refscan.WithOffsets); older == want {
+		return older
+	}
+	return m.Sum(refscan.Blanked)
 }
 
 // writers returns what wants to see the archive.

@@ -10,8 +10,15 @@
 // digests that cross the borders of writes are found.
 //
 // Hash modulo is how a self-referential object is addressed by its content: every occurrence of the object's own
-// digest counts as 32 NUL bytes, and after the contents "|" and the decimal offset of each occurrence
-// are hashed, in order. Occurrences are taken from left to right and do not overlap.
+// digest counts as 32 NUL bytes. Occurrences are taken from left to right and do not overlap.
+//
+// Nix has two forms of it (SelfHash), and its generations refuse each other's self-referential objects. Up to 2.16, "|" and the
+// decimal offset of each occurrence are hashed after the contents, in order. Nix 2.17 lost that when it
+// rewrote its rewriter, and all since, 2.34 and 2.36 among them, hash the blanked contents alone; both were seen in real programs
+// (tests/compat). So we believe either form of an object that comes in, and make the form of whoever asks: the newer
+// one unless the client is of the older generation. One realisation stands for a derivation's output in a store, whichever form came first.
+// What the offsets were for is lost with them: in the newer form, contents with NUL bytes where the digest
+// was have the same address, if they still claim to refer to themselves.
 //
 // Nothing is safe for concurrent use.
 package refscan

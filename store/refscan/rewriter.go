@@ -94,6 +94,8 @@ type ModuloHasher struct {
 	algo store.Algorithm
 	hash hash.Hash
 	*Rewriter
+	closed bool
+	sums   [2]store.Hash // by form, when closed
 }
 
 // HashModulo returns a hasher that counts digest, 32 base-32 digits, as 32 NUL bytes.
@@ -103,9 +105,31 @@ func HashModulo(algo store.Algorithm, digest string) *ModuloHasher {
 	return &ModuloHasher{algo: algo, hash: h, Rewriter: NewRewriter(h, map[string]string{digest: blank})}
 }
 
+// SelfHash is a form of hashes modulo; the package comment says whose.
+type SelfHash uint8
+
+// The forms of hashes modulo.
+const (
+	Blanked     SelfHash = iota // of Nix 2.17 and later
+	WithOffsets                 // of Nix before
+)
+
+// Other returns the other form.
+func (f SelfHash) Other() SelfHash { return Blanked + WithOffsets - f }
+
 // Sum returns the hash. Nothing may be written afterwards.
-func (m *ModuloHasher) Sum() store.Hash {
-	m.Close()
+func (m *ModuloHasher) Sum(form SelfHash) store.Hash {
+	if !m.closed {
+		m.Close()
+		m.closed = true
+		m.sums[Blanked] = store.NewHash(m.algo, m.hash.Sum(nil))
+		m.sums[WithOffsets] = m.offsets()
+	}
+	return m.sums[form]
+}
+
+// offsets goes on to the hash with the offsets.
+func (m *ModuloHasher) offsets() store.Hash {
 	var b []byte
 	for _, at := range m.Matches() {
 		b = strconv.AppendInt(append(b[:0], '|'), at, 10)

@@ -214,19 +214,25 @@ func content(t *testing.T, rw store.ReadWriter) {
 		add(t, rw, info, archive)
 		check(t, rw, info, archive)
 	}
-	info, archive := Self(dir, "self", "I am %s, again %s\n")
-	add(t, rw, info, archive)
-	check(t, rw, info, archive)
+	for _, form := range []refscan.SelfHash{refscan.Blanked, refscan.WithOffsets} {
+		info, archive := self(dir, "self", "I am %s, again %s\n", form)
+		add(t, rw, info, archive)
+		check(t, rw, info, archive)
+	}
 }
 
 // Self returns an object that refers to itself: format has %s where its path goes.
 func Self(dir store.Dir, name, format string) (*store.Info, []byte) {
+	return self(dir, name, format, refscan.Blanked)
+}
+
+func self(dir store.Dir, name, format string, form refscan.SelfHash) (*store.Info, []byte) {
 	const digits = "00000000000000000000000000000000"
 	blank := string(dir) + "/" + digits + "-" + name
 	archive := File(fmt.Sprintf(format, blank, blank))
 	m := refscan.HashModulo(store.SHA256, digits)
 	m.Write(archive)
-	ca := store.ContentAddress{Method: store.Recursive, Hash: m.Sum()}
+	ca := store.ContentAddress{Method: store.Recursive, Hash: m.Sum(form)}
 	p, err := dir.ContentPath(name, ca, store.References{Self: true})
 	if err != nil {
 		panic(err)

@@ -206,6 +206,7 @@ in {
 // TestRepairByRebuilding damages outputs behind the stores' backs. With CA derivations on, nix 2.8 repairs nothing.
 func TestRepairByRebuilding(t *testing.T) {
 	w := newWorld(t)
+	w.local()
 	w.file(t, "r.nix", `let sh = name: script: derivation { inherit name; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" script ]; };
 in rec { low = sh "low" "echo low > $out"; high = sh "high" "echo ${low} > $out"; }`)
 	plain := []string{"--option", "experimental-features", "nix-command"}

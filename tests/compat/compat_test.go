@@ -41,7 +41,18 @@ func TestNixBuildCommand(t *testing.T) { generations(t, testNixBuildCommand) }
 func testNixBuildCommand(t *testing.T, w *world) {
 	w.file(t, "g.nix", graph())
 	for _, attr := range []string{"first", "floating", "onFloating"} {
-		w.same(t, "nix", "build", "-f", "g.nix", attr, "--no-link", "--json")
+		for _, s := range w.both() {
+			var built []struct {
+				DrvPath string
+				Outputs map[string]string
+			}
+			if err := json.Unmarshal([]byte(s.run("nix", "build", "-f", "g.nix", attr, "--no-link", "--json")), &built); err != nil {
+				t.Fatal(err)
+			}
+			if want := w.theirs.run("nix", "path-info", "-f", "g.nix", attr); len(built) != 1 || built[0].Outputs["out"] != want {
+				t.Errorf("%s: built %v, wanted %s", s.name, built, want)
+			}
+		}
 		w.same(t, "nix", "path-info", "-f", "g.nix", attr)
 	}
 }
@@ -51,8 +62,15 @@ func pathInfos(t *testing.T, s *side, paths ...string) any {
 	t.Helper()
 	text := s.run(append([]string{"nix", "path-info", "--json", "-r"}, paths...)...)
 	var infos []map[string]any
+	var byPath map[string]map[string]any // of newer nix
 	if err := json.Unmarshal([]byte(text), &infos); err != nil {
-		t.Fatalf("%s: %v: %s", s.name, err, text)
+		if err := json.Unmarshal([]byte(text), &byPath); err != nil {
+			t.Fatalf("%s: %v: %s", s.name, err, text)
+		}
+	}
+	for path, i := range byPath {
+		i["path"] = path
+		infos = append(infos, i)
 	}
 	for _, i := range infos {
 		delete(i, "registrationTime")
@@ -116,59 +134,55 @@ func testAdd(t *testing.T, w *world) {
 	w.same(t, "nix-store", "--dump", w.same(t, "nix-store", "--add", "tree"))
 }
 
-func TestExportImport(t *testing.T) {
-	for _, direction := range []string{"nix to cairn", "cairn to nix"} {
-		t.Run(direction, func(t *testing.T) {
-			w := newWorld(t)
-			from, to := w.theirs, w.ours
-			if direction == "cairn to nix" {
-				from, to = to, from
-			}
-			w.file(t, "g.nix", graph())
-			path := from.run("nix-build", "g.nix", "-A", "onFloating", "--no-out-link")
-			closure := lines(from.run("nix-store", "-qR", path))
-			stream := from.try(nil, append([]string{"nix-store", "--export"}, closure...)...)
-			if stream.code != 0 {
-				t.Fatal(stream.err)
-			}
-			got := lines(to.feed([]byte(stream.out), "nix-store", "--import"))
-			if !slices.Equal(slices.Sorted(slices.Values(got)), slices.Sorted(slices.Values(closure))) {
-				t.Errorf("imported %v, exported %v", got, closure)
-			}
-			w.same(t, "nix-store", "-qR", path)
-			w.same(t, "nix-store", "-q", "--hash", path)
-			again := to.try(nil, append([]string{"nix-store", "--export"}, closure...)...)
-			if again.out != stream.out {
-				t.Error("the export of what was imported is another one")
-			}
-		})
+// directions runs a test with each generation, from their store to ours and back.
+func directions(t *testing.T, f func(t *testing.T, w *world, from, to *side)) {
+	t.Run("nix to cairn", func(t *testing.T) {
+		generations(t, func(t *testing.T, w *world) { f(t, w, w.theirs, w.ours) })
+	})
+	t.Run("cairn to nix", func(t *testing.T) {
+		generations(t, func(t *testing.T, w *world) { f(t, w, w.ours, w.theirs) })
+	})
+}
+
+func TestExportImport(t *testing.T) { directions(t, testExportImport) }
+
+func testExportImport(t *testing.T, w *world, from, to *side) {
+	w.file(t, "g.nix", graph())
+	path := from.run("nix-build", "g.nix", "-A", "onFloating", "--no-out-link")
+	closure := lines(from.run("nix-store", "-qR", path))
+	stream := from.try(nil, append([]string{"nix-store", "--export"}, closure...)...)
+	if stream.code != 0 {
+		t.Fatal(stream.err)
+	}
+	got := lines(to.feed([]byte(stream.out), "nix-store", "--import"))
+	if !slices.Equal(slices.Sorted(slices.Values(got)), slices.Sorted(slices.Values(closure))) {
+		t.Errorf("imported %v, exported %v", got, closure)
+	}
+	w.same(t, "nix-store", "-qR", path)
+	w.same(t, "nix-store", "-q", "--hash", path)
+	again := to.try(nil, append([]string{"nix-store", "--export"}, closure...)...)
+	if again.out != stream.out {
+		t.Error("the export of what was imported is another one")
 	}
 }
 
-func TestCopy(t *testing.T) {
-	for _, direction := range []string{"nix to cairn", "cairn to nix"} {
-		t.Run(direction, func(t *testing.T) {
-			w := newWorld(t)
-			from, to := w.theirs, w.ours
-			if direction == "cairn to nix" {
-				from, to = to, from
-			}
-			w.file(t, "g.nix", graph())
-			path := from.run("nix-build", "g.nix", "-A", "onFloating", "--no-out-link")
-			cache := "file://" + filepath.Join(w.root, "cache")
-			from.run("nix", "copy", "--to", cache, path)
-			to.run("nix", "copy", "--no-check-sigs", "--from", cache, path)
-			w.same(t, "nix-store", "-qR", path)
-			w.same(t, "nix-store", "-q", "--hash", path)
-			a, b := pathInfos(t, from, path), pathInfos(t, to, path)
-			strip := strings.NewReplacer(`  "ultimate": true,`+"\n", "", `  "ultimate": false,`+"\n", "", ",\n  \"ultimate\": true", "", ",\n  \"ultimate\": false", "")
-			if strip.Replace(a.(string)) != strip.Replace(b.(string)) {
-				t.Errorf("path-info\n%s: %s\n%s: %s", from.name, a, to.name, b)
-			}
-			if o := to.try(nil, "nix", "copy", "--from", cache, from.run("nix-build", "g.nix", "-A", "first", "--no-out-link")); o.code != 0 {
-				t.Errorf("copy of what is there: %s", o.err)
-			}
-		})
+func TestCopy(t *testing.T) { directions(t, testCopy) }
+
+func testCopy(t *testing.T, w *world, from, to *side) {
+	w.file(t, "g.nix", graph())
+	path := from.run("nix-build", "g.nix", "-A", "onFloating", "--no-out-link")
+	cache := "file://" + filepath.Join(w.root, "cache")
+	from.run("nix", "copy", "--to", cache, path)
+	to.run("nix", "copy", "--no-check-sigs", "--from", cache, path)
+	w.same(t, "nix-store", "-qR", path)
+	w.same(t, "nix-store", "-q", "--hash", path)
+	a, b := pathInfos(t, from, path), pathInfos(t, to, path)
+	strip := strings.NewReplacer(`  "ultimate": true,`+"\n", "", `  "ultimate": false,`+"\n", "", ",\n  \"ultimate\": true", "", ",\n  \"ultimate\": false", "")
+	if strip.Replace(a.(string)) != strip.Replace(b.(string)) {
+		t.Errorf("path-info\n%s: %s\n%s: %s", from.name, a, to.name, b)
+	}
+	if o := to.try(nil, "nix", "copy", "--from", cache, from.run("nix-build", "g.nix", "-A", "first", "--no-out-link")); o.code != 0 {
+		t.Errorf("copy of what is there: %s", o.err)
 	}
 }
 
@@ -212,7 +226,7 @@ func testGarbage(t *testing.T, w *world) {
 	lost := w.same(t, "nix-build", "g.nix", "-A", "two", "--no-out-link")
 	for _, s := range w.both() {
 		roots := s.run("nix-store", "--gc", "--print-roots")
-		if want := filepath.Join(s.work, "keep") + " -> " + kept; !strings.Contains(roots, want) {
+		if want := filepath.Join(s.work, "keep") + " -> " + kept; !strings.Contains(strings.ReplaceAll(roots, `"`, ""), want) {
 			t.Errorf("%s: roots lack %q:\n%s", s.name, want, roots)
 		}
 	}
@@ -349,7 +363,7 @@ func testRemote(t *testing.T, w *world) {
 		t.Fatal(err)
 	}
 	// nix waits for the first line when it starts a master or asks for it with echo.
-	ssh := "#!/bin/sh\nfor a; do case $a in *echo*started*) echo started;; esac; done\nexec env " + proxyVariable + "=" + w.ours.conn + " " + self + "\n"
+	ssh := "#!/bin/sh\nfor a; do case $a in *echo*started*) echo started;; check) exit 255;; esac; done\nexec env " + proxyVariable + "=" + w.ours.conn + " " + self + "\n"
 	if err := os.WriteFile(filepath.Join(bin, "ssh"), []byte(ssh), 0o755); err != nil {
 		t.Fatal(err)
 	}

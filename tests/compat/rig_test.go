@@ -228,9 +228,20 @@ func (g *generation) world(t *testing.T) *world {
 	return w
 }
 
+// local makes their clients open the store themselves, without the daemon.
+func (w *world) local() {
+	w.theirs.env = append(w.theirs.env, "NIX_REMOTE=local")
+}
+
 // startDaemon starts the nix-daemon of the side's own generation.
 func (s *side) startDaemon() {
 	s.t.Helper()
+	// Otherwise the first two connections would race for the database's making.
+	init := s.command("nix-store", "--init")
+	init.Env = append(init.Env, "NIX_REMOTE=local")
+	if out, err := init.CombinedOutput(); err != nil {
+		s.t.Fatalf("nix-store --init: %v: %s", err, out)
+	}
 	cmd := s.command("nix-daemon")
 	cmd.Env = append(cmd.Env, "NIX_REMOTE=local", "NIX_DAEMON_SOCKET_PATH="+s.conn)
 	var errs bytes.Buffer
