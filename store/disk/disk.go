@@ -4,6 +4,8 @@
 //	REALDIR/<digest>-<name>   an object: read-only, mtime 1, owned by the daemon's user
 //	REALDIR/.tmp-*            objects in the making and directories of builds; removed at start-up
 //	REALDIR/.next-*           a tree that takes the place of a damaged one (replace.go); finished at start-up
+//	REALDIR/.links/??/*       hard links to files of objects (optimise.go)
+//	REALDIR/.busy-*           says whose directories are written to (optimise.go); dealt with at start-up
 //	REALDIR/.trash/*          what is being deleted; removed at start-up
 //	STATEDIR/db/              the database, see package meta
 //	STATEDIR/cairn.lock       locked while the store is open; holds the process id
@@ -265,7 +267,7 @@ func (s *Store) load() error {
 // recover compares the store directory with the graph: what has no row is a stray and goes, a row
 // without an object is not valid.
 func (s *Store) recover(ctx context.Context) error {
-	if err := s.finishNext(); err != nil {
+	if err := s.finishInterrupted(); err != nil {
 		return err
 	}
 	found := make([]bool, len(s.graph.nodes))

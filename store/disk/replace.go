@@ -85,6 +85,15 @@ func (s *Store) replaceWith(ctx context.Context, p store.Path, write func(info *
 	return nil
 }
 
+// Registered returns what is known of a path that has a row, whether its files are there or not.
+func (s *Store) Registered(p store.Path) (*store.Info, error) {
+	d, ok := meta.ParseDigest(p.Digest())
+	if n := s.graph.row(d); !ok || n == nil || n.name != p.Name() {
+		return nil, notValid(p)
+	}
+	return s.rowInfo(p)
+}
+
 // registered returns what is known of an object that has a row, whether its files are there or not, and holds its
 // references, which must be valid if it is to become so.
 func (s *Store) registered(p store.Path) (*store.Info, func(), error) {
@@ -151,7 +160,7 @@ func (s *Store) exchange(temp, final string) (string, error) {
 }
 
 // exchangeInSteps is exchange for file systems that cannot do it at once. There is a moment without the object,
-// which finishNext ends after a crash.
+// which finishInterrupted ends after a crash.
 func (s *Store) exchangeInSteps(temp, final string) (string, error) {
 	next := filepath.Join(filepath.Dir(final), nextPrefix+filepath.Base(final))
 	if err := os.Rename(temp, next); err != nil {
@@ -168,12 +177,12 @@ func (s *Store) exchangeInSteps(temp, final string) (string, error) {
 	return old, os.Rename(next, final)
 }
 
-// finishNext ends the replacements that a crash has interrupted between their steps.
-func (s *Store) finishNext() error {
+// finishInterrupted ends what a crash has interrupted between its steps: replacements, and the linking of files.
+func (s *Store) finishInterrupted() error {
 	var names []string
 	if err := readNames(s.layout.RealDir, func(some []string) error {
 		for _, name := range some {
-			if strings.HasPrefix(name, nextPrefix) {
+			if strings.HasPrefix(name, nextPrefix) || strings.HasPrefix(name, busyPrefix) {
 				names = append(names, name)
 			}
 		}
@@ -182,16 +191,31 @@ func (s *Store) finishNext() error {
 		return err
 	}
 	for _, name := range names {
-		next, final := filepath.Join(s.layout.RealDir, name), filepath.Join(s.layout.RealDir, strings.TrimPrefix(name, nextPrefix))
-		if _, err := os.Lstat(final); !errors.Is(err, os.ErrNotExist) {
-			if err := s.discard(next); err != nil {
-				return err
-			}
-			continue
+		finish := s.finishNext
+		if strings.HasPrefix(name, busyPrefix) {
+			finish = s.finishBusy
 		}
-		if err := os.Rename(next, final); err != nil {
+		if err := finish(filepath.Join(s.layout.RealDir, name)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (s *Store) finishNext(next string) error {
+	final := filepath.Join(s.layout.RealDir, strings.TrimPrefix(filepath.Base(next), nextPrefix))
+	if _, err := os.Lstat(final); !errors.Is(err, os.ErrNotExist) {
+		return s.discard(next)
+	}
+	return os.Rename(next, final)
+}
+
+func (s *Store) finishBusy(busy string) error {
+	name := strings.TrimPrefix(filepath.Base(busy), busyPrefix)
+	if s.nodeNamed(name) != nil {
+		if err := canonicalise(filepath.Join(s.layout.RealDir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return os.Remove(busy)
 }

@@ -7,20 +7,36 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"cairn/archive/nar"
 	"cairn/store"
 	"cairn/store/meta"
 )
 
+// ProblemKind is what is wrong with an object.
+type ProblemKind string
+
+// The kinds.
+const (
+	Modified   ProblemKind = "modified"   // its files are not those that were registered
+	Vanished   ProblemKind = "vanished"   // it has no files
+	Dangling   ProblemKind = "dangling"   // something that it refers to is not valid
+	Unreadable ProblemKind = "unreadable" // its files cannot be read
+)
+
 // Problem is something that Verify found wrong with a path.
 type Problem struct {
-	Path store.Path
-	Err  error
+	Path      store.Path
+	Kind      ProblemKind
+	Want, Got store.Hash // of Modified; Got is zero when the files are no object at all
+	Err       error
 }
 
 // VerifyOptions say what is looked at; nil means that every path exists and its references are valid.
@@ -28,6 +44,7 @@ type VerifyOptions struct {
 	Contents bool         // read every object and compare its hash
 	Paths    []store.Path // only these; default all
 	Workers  int          // default: as many as processors
+	Progress func()       // called after each path, perhaps by several goroutines at once; nil is allowed
 }
 
 // VerifyResult counts what was looked at.
@@ -39,6 +56,8 @@ type VerifyResult struct {
 
 // Verify checks valid paths and calls report, one call at a time, for each thing that is wrong.
 // The error is for a verification that could not be finished. Paths deleted meanwhile are no problem.
+// An object without files is not valid any more, although it keeps its row (see Forget and Replace); one whose files are
+// there again, and with Contents as they were, is.
 func (s *Store) Verify(ctx context.Context, opts *VerifyOptions, report func(Problem)) (VerifyResult, error) {
 	var o VerifyOptions
 	if opts != nil {
@@ -55,6 +74,9 @@ func (s *Store) Verify(ctx context.Context, opts *VerifyOptions, report func(Pro
 		return VerifyResult{}, ErrClosed
 	}
 	v := verification{s: s, contents: o.Contents, report: report}
+	if v.progress = o.Progress; v.progress == nil {
+		v.progress = func() {}
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	var next atomic.Int64
 	for range o.Workers {
@@ -101,6 +123,7 @@ type verification struct {
 	s        *Store
 	contents bool
 	report   func(Problem)
+	progress func()
 
 	mu     sync.Mutex // guards result and serialises report
 	result VerifyResult
@@ -112,22 +135,46 @@ func (v *verification) check(ctx context.Context, n *node) error {
 	if v.gone(n) {
 		return nil
 	}
+	defer v.progress()
 	p := v.s.path(n)
-	size, err := v.object(ctx, p, n)
+	size, problem, err := v.object(ctx, p, n)
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
+	}
+	if err == nil && problem != nil && problem.Kind == Vanished {
+		problem, err = v.vanished(ctx, n, problem)
+	}
+	if err != nil {
+		return fmt.Errorf("verify %s: %w", p, err)
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.result.Paths++
 	v.result.Bytes += size
-	if err != nil && !v.gone(n) {
+	if problem != nil && !v.gone(n) {
 		v.result.Problems++
 		if v.report != nil {
-			v.report(Problem{p, err})
+			problem.Path = p
+			v.report(*problem)
 		}
 	}
 	return nil
+}
+
+// vanished looks again, with the lock of who puts files there, and then notes that the object has none.
+func (v *verification) vanished(ctx context.Context, n *node, p *Problem) (*Problem, error) {
+	unlock, err := v.s.locks.lock(ctx, n.digest)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if _, err := os.Lstat(v.s.RealPath(v.s.path(n))); !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	v.s.graph.mu.Lock()
+	defer v.s.graph.mu.Unlock()
+	n.missing = true
+	return p, nil
 }
 
 func (v *verification) gone(n *node) bool {
@@ -136,31 +183,139 @@ func (v *verification) gone(n *node) bool {
 	return n.gone
 }
 
-func (v *verification) object(ctx context.Context, p store.Path, n *node) (int64, error) {
+// object returns how many bytes it read and what is wrong.
+func (v *verification) object(ctx context.Context, p store.Path, n *node) (int64, *Problem, error) {
 	o, err := v.s.db.Object(n.digest)
-	if err != nil {
-		return 0, err
+	if errors.Is(err, meta.ErrNotFound) && v.gone(n) {
+		return 0, nil, nil
 	}
-	for _, r := range o.References {
-		if v.s.graph.lookup(r) == nil && r != n.digest {
-			return 0, fmt.Errorf("refers to %s, which is not valid", r)
-		}
+	if err != nil {
+		return 0, nil, err
 	}
 	if _, err := os.Lstat(v.s.RealPath(p)); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
-			return 0, fmt.Errorf("has disappeared from the store: %w", err)
+			return 0, &Problem{Kind: Vanished, Err: fmt.Errorf("has disappeared from the store: %w", err)}, nil
 		}
-		return 0, err
+		return 0, &Problem{Kind: Unreadable, Err: err}, nil
 	}
-	if !v.contents {
-		return 0, nil
+	for _, r := range o.References {
+		if v.s.graph.lookup(r) == nil && r != n.digest {
+			return 0, &Problem{Kind: Dangling, Err: fmt.Errorf("refers to %s, which is not valid", r)}, nil
+		}
 	}
+	if !v.contents && v.s.graph.lookup(n.digest) != nil {
+		return 0, nil, nil
+	}
+	size, problem := v.read(ctx, p, o)
+	if problem == nil {
+		v.s.graph.found(n.digest)
+	}
+	return size, problem, nil
+}
+
+func (v *verification) read(ctx context.Context, p store.Path, o *meta.Object) (int64, *Problem) {
+	want := store.NewHash(store.SHA256, o.NarHash[:])
 	c := counter{h: store.SHA256.New()}
-	if err := nar.Dump(contextWriter{ctx, &c}, v.s.RealPath(p)); err != nil {
-		return c.n, err
+	err := nar.Dump(contextWriter{ctx, &c}, v.s.RealPath(p))
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EIO) {
+		return c.n, &Problem{Kind: Unreadable, Want: want, Err: err}
 	}
-	if want, got := store.NewHash(store.SHA256, o.NarHash[:]), store.NewHash(store.SHA256, c.h.Sum(nil)); got != want {
-		return c.n, fmt.Errorf("contents have %s, registered is %s: %w", got, want, store.ErrHashMismatch)
+	if err != nil {
+		return c.n, &Problem{Kind: Modified, Want: want, Err: err}
+	}
+	if got := store.NewHash(store.SHA256, c.h.Sum(nil)); got != want {
+		return c.n, &Problem{Kind: Modified, Want: want, Got: got, Err: fmt.Errorf("contents have %s, registered is %s: %w", got, want, store.ErrHashMismatch)}
 	}
 	return c.n, nil
+}
+
+// Unknown returns the names in the store directory that belong to no row and are not the store's own.
+func (s *Store) Unknown() ([]string, error) {
+	var unknown []string
+	err := readNames(s.layout.RealDir, func(names []string) error {
+		for _, name := range names {
+			if !strings.HasPrefix(name, ".") && !s.hasRow(name) && !s.inTheMaking(name) {
+				unknown = append(unknown, name)
+			}
+		}
+		return nil
+	})
+	slices.Sort(unknown)
+	return unknown, err
+}
+
+func (s *Store) hasRow(name string) bool {
+	s.graph.mu.RLock()
+	defer s.graph.mu.RUnlock()
+	return s.nodeNamed(name) != nil
+}
+
+// inTheMaking reports whether somebody adds or deletes the object of that name right now.
+func (s *Store) inTheMaking(name string) bool {
+	p, err := s.layout.Dir.Path(name)
+	if err != nil {
+		return false
+	}
+	d := meta.DigestOf(p)
+	if !s.locks.try(d) {
+		return true
+	}
+	defer s.locks.unlock([]meta.Digest{d})
+	_, err = os.Lstat(s.RealPath(p))
+	return err != nil || s.hasRow(name) // it came or went between the two questions
+}
+
+// Forget deletes the rows of objects that have no files (see Verify), unless something that is valid refers to them,
+// and returns those that it forgot. References may be given with what refers to them, in any order.
+func (s *Store) Forget(ctx context.Context, paths []store.Path) ([]store.Path, error) {
+	if err := s.beginDeletion(ctx); err != nil {
+		return nil, err
+	}
+	defer func() { <-s.deletions }()
+	deleted, err := s.delete(s.missingNodes(paths), func(free []*node) []*node { return s.forgettable(free) })
+	s.graph.mu.Lock()
+	s.graph.recycle()
+	s.graph.mu.Unlock()
+	forgotten := make([]store.Path, len(deleted))
+	for i, d := range deleted {
+		forgotten[i] = d.Path
+	}
+	if err != nil {
+		return forgotten, fmt.Errorf("forget what has no files: %w", err)
+	}
+	return forgotten, nil
+}
+
+// missingNodes returns the nodes of paths, referrers first.
+func (s *Store) missingNodes(paths []store.Path) []*node {
+	s.graph.mu.RLock()
+	defer s.graph.mu.RUnlock()
+	var from []*node
+	given := map[*node]bool{}
+	for _, p := range paths {
+		d, ok := meta.ParseDigest(p.Digest())
+		if n := s.graph.byDigest[d]; ok && n != nil && n.name == p.Name() {
+			from = append(from, n)
+			given[n] = true
+		}
+	}
+	return slices.DeleteFunc(walk(s.graph.nodes, from, referrersOf), func(n *node) bool { return !given[n] })
+}
+
+// forgettable returns the missing nodes among free that nobody holds and only others of them refer to.
+// Referrers come first. The caller holds graph.mu.
+func (s *Store) forgettable(free []*node) []*node {
+	going := map[uint32]bool{}
+	var chosen []*node
+	for _, n := range free {
+		kept := !n.missing || n.gone || s.graph.held[n.digest] > 0
+		for _, r := range n.referrers {
+			kept = kept || !going[r]
+		}
+		if !kept {
+			going[n.id] = true
+			chosen = append(chosen, n)
+		}
+	}
+	return chosen
 }

@@ -115,7 +115,7 @@ func checkAfterCrash(t *testing.T, l disk.Layout, must map[string]bool) {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		if p, err := l.Dir.Path(e.Name()); e.Name() != ".trash" && (err != nil || !s.IsValid(p)) {
+		if p, err := l.Dir.Path(e.Name()); e.Name() != ".trash" && e.Name() != ".links" && (err != nil || !s.IsValid(p)) {
 			t.Errorf("%s is visible and not valid", e.Name())
 		}
 	}
@@ -149,6 +149,8 @@ func crashChild(t *testing.T, root string) {
 		wg.Go(func() { c.loop(t, c.garbage) })
 	}
 	wg.Go(func() { c.loop(t, c.importAll) })
+	wg.Go(func() { c.loop(t, c.optimise) })
+	wg.Go(func() { c.loop(t, c.repair) })
 	wg.Go(func() { c.loop(t, c.delete) })
 	wg.Go(func() {
 		c.loop(t, func() error {
@@ -179,8 +181,8 @@ func (c *crasher) loop(t *testing.T, step func() error) {
 }
 
 func (c *crasher) add() error {
-	archive := storetest.Tree(fmt.Sprint(rand.Uint64()))
-	info := storetest.Source(c.s.Dir(), "added", archive)
+	archive := storetest.Tree(fmt.Sprint(rand.IntN(5))) // the same files below other names, for optimise
+	info := storetest.Source(c.s.Dir(), fmt.Sprint("added", rand.Uint64()), archive)
 	if err := c.s.Add(c.ctx, info, bytes.NewReader(archive)); err != nil {
 		return err
 	}
@@ -240,6 +242,28 @@ func (c *crasher) importAll() error {
 	for _, p := range paths {
 		say("have", p)
 	}
+	return nil
+}
+
+// optimise makes equal files links.
+func (c *crasher) optimise() error {
+	_, err := c.s.Optimise(context.Background(), nil)
+	return err
+}
+
+// repair adds an object and replaces it by the same again and again, so that a verification tells whether there ever is none.
+func (c *crasher) repair() error {
+	archive := storetest.Tree(fmt.Sprint(rand.Uint64()))
+	info := storetest.Source(c.s.Dir(), "repaired", archive)
+	if err := c.s.Add(c.ctx, info, bytes.NewReader(archive)); err != nil {
+		return err
+	}
+	for range 10 {
+		if err := c.s.Replace(c.ctx, info.Path, bytes.NewReader(archive)); err != nil {
+			return err
+		}
+	}
+	say("have", info.Path)
 	return nil
 }
 

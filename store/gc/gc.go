@@ -103,6 +103,7 @@ type Result struct {
 	BytesFreed int64        `json:"bytesFreed"` // on disk; of archives in a dry run
 	Live       int          `json:"live"`       // objects that are needed
 	Roots      int          `json:"roots"`      // roots that keep something
+	LinksSave  int64        `json:"linksSave"`  // bytes on disk that hard links save, after a deletion
 }
 
 // Collect does what opts says.
@@ -144,13 +145,13 @@ func (c *collection) run(ctx context.Context) error {
 		c.list(func(id uint32) bool { return !c.live.Has(id) })
 		return nil
 	case DeleteDead:
-		return c.sweep(ctx, c.dead())
+		return errors.Join(c.sweep(ctx, c.dead()), c.sweepLinks(ctx))
 	case DeleteSpecific:
 		ids, err := c.specific(ctx)
 		if err != nil {
 			return err
 		}
-		return c.sweep(ctx, ids)
+		return errors.Join(c.sweep(ctx, ids), c.sweepLinks(ctx))
 	}
 	return fmt.Errorf("unknown action %d", c.opts.Action)
 }
@@ -327,6 +328,17 @@ func (c *collection) sweep(ctx context.Context, ids []uint32) error {
 		c.swept(done, len(ids), begin)
 	}
 	return nil
+}
+
+// sweepLinks removes what is only in the pool of links any more.
+func (c *collection) sweepLinks(ctx context.Context) error {
+	if c.opts.DryRun {
+		return nil
+	}
+	freed, saved, err := c.s.SweepLinks(ctx)
+	c.result.BytesFreed += freed
+	c.result.LinksSave = saved
+	return err
 }
 
 // batch returns the size of the next batch: small when there is a limit, so as not to overshoot it.
