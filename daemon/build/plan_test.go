@@ -18,6 +18,9 @@ type world struct {
 	drvs    map[store.Path]*derivation.Derivation
 	built   map[store.DrvOutput]store.Path
 	asked   int
+	offers  map[store.Path][]store.Path
+	secret  map[store.Path]bool // nobody has been asked for them
+	traces  map[store.DrvOutput]store.Path
 }
 
 func (w *world) valid(p store.Path) bool { w.asked++; return w.objects[p] }
@@ -45,15 +48,27 @@ func pathOf(name string) store.Path {
 	return p
 }
 
-func (w *world) offered(p store.Path) ([]store.Path, bool, bool) { return nil, false, true }
+func (w *world) offered(p store.Path) ([]store.Path, bool, bool) {
+	refs, ok := w.offers[p]
+	return refs, ok, !w.secret[p]
+}
 
-func (w *world) traced(id store.DrvOutput) (store.Path, bool, bool) { return store.Path{}, false, true }
+func (w *world) traced(id store.DrvOutput) (store.Path, bool, bool) {
+	p, ok := w.traces[id]
+	return p, ok, !w.secret[pathOf(id.Output)]
+}
 
 // newWorld reads lines "name[*|?] output[!]… < input[:output]… source…": * is floating, ? deferred, an output with ! is valid.
 // An input that starts with / is a source, with /! a valid one.
+//
+// "= object reference…" is what caches have, "~ name output object" where they say that an output is, "! object…" is valid, and
+// of "? object…" they have not been asked, nor of an output of that name.
 func newWorld(text string) *world {
 	w := &world{objects: map[store.Path]bool{}, drvs: map[store.Path]*derivation.Derivation{}, built: map[store.DrvOutput]store.Path{}}
 	for line := range strings.Lines(text) {
+		if w.special(strings.Fields(line)) {
+			continue
+		}
 		left, right, _ := strings.Cut(line, "<")
 		words := strings.Fields(left)
 		if len(words) == 0 {
@@ -94,6 +109,123 @@ func newWorld(text string) *world {
 		}
 	}
 	return w
+}
+
+// special reads a line that is no derivation.
+func (w *world) special(words []string) bool {
+	if len(words) == 0 || !strings.Contains("=~!?", words[0]) {
+		return false
+	}
+	var paths []store.Path
+	for _, n := range words[1:] {
+		paths = append(paths, pathOf(n))
+	}
+	switch words[0] {
+	case "=":
+		if w.offers == nil {
+			w.offers = map[store.Path][]store.Path{}
+		}
+		w.offers[paths[0]] = paths[1:]
+	case "~":
+		id, _ := w.identity(&derivation.Derivation{Name: words[1]}, words[2])
+		w.traces = map[store.DrvOutput]store.Path{id: paths[2]}
+	case "!":
+		for _, p := range paths {
+			w.objects[p] = true
+		}
+	case "?":
+		w.secret = map[store.Path]bool{}
+		for _, p := range paths {
+			w.secret[p] = true
+		}
+	}
+	return true
+}
+
+// TestPlanFetch: "+" objects are fetched, "?" ones asked for, "?!" outputs asked for, "drv" derivations needed first.
+func TestPlanFetch(t *testing.T) {
+	for _, c := range []struct{ name, world, targets, want string }{
+		{"object", "= x", "x", "+x"},
+		{"references first", "= x y z\n= y z\n= z", "x", "+z +y +x"},
+		{"reference is valid", "= x y\n! y", "x", "+x"},
+		{"reference to itself", "= x x", "x", "+x"},
+		{"reference is nowhere", "= x y", "x", "| x"},
+		{"circle", "= x y\n= y x", "x", "| x"},
+		{"output", "a out < b\nb out\n= a-out", "a!out", "+a-out"},
+		{"input", "a out < b\nb out\n= b-out", "a!out", "+b-out a"},
+		{"closure is incomplete, so it is built", "a out < b\nb out\n= a-out q", "a!out", "b a"},
+		{"all wanted outputs or none", "a out dev\n= a-out", "a!*", "a"},
+		{"wanted output alone", "a out dev\n= a-out", "a!out", "+a-out"},
+		{"output that is wanted later", "a out < b c\nc out < b:dev\nb out dev\n= b-out", "a!out", "b c a"},
+		{"source", "a out < /s\n= s", "a!out", "+s a"},
+		{"derivation", "= d.drv", "d!out", "drv d.drv"},
+		{"floating", "a* out < b\nb* out\n~ a out x\n= x", "a!out", "+x"},
+		{"floating, and the object is here", "a* out\n~ a out x\n! x", "a!out", "="},
+		{"floating, and the object is nowhere", "a* out\n~ a out x", "a!out", "a"},
+		{"not asked", "? x", "x", "?x"},
+		{"not asked, so what is below is left alone", "a out < b\nb out\n? a-out b-out", "a!out", "?a-out"},
+		{"output not asked", "a* out\n? out", "a!out", "?!a"},
+		{"reference not asked", "a out < b\nb out\n= a-out x\n? x", "a!out", "?x"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var targets []protocol.Target
+			for _, s := range strings.Fields(c.targets) {
+				name, outputs, drv := strings.Cut(s, "!")
+				if drv {
+					targets = append(targets, protocol.Target{Path: pathOf(name + ".drv"), Outputs: strings.Split(outputs, ",")})
+				} else {
+					targets = append(targets, protocol.Target{Path: pathOf(name)})
+				}
+			}
+			p, err := makePlan(newWorld(c.world), targets, Normal, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := planText(p); got != c.want {
+				t.Errorf("got  %s\nwant %s", got, c.want)
+			}
+		})
+	}
+}
+
+func planText(p *plan) string {
+	var words []string
+	for _, d := range p.drvs {
+		words = append(words, "drv "+d.Name())
+	}
+	for _, a := range p.asks {
+		words = append(words, "?"+a.Name())
+	}
+	for _, a := range p.traces {
+		words = append(words, "?!"+strings.TrimSuffix(a.drv.Name(), ".drv"))
+	}
+	if !p.complete() {
+		return strings.Join(words, " ") // the rest is not to be relied on
+	}
+	for _, f := range p.fetches {
+		words = append(words, "+"+f.Name())
+	}
+	for _, n := range p.nodes {
+		words = append(words, n.drv.Name)
+	}
+	for _, u := range p.unknown {
+		words = append(words, "| "+u.Name())
+	}
+	if len(words) == 0 && len(p.fetched) > 0 {
+		words = []string{"="} // nothing but what is to be recorded
+	}
+	return strings.Join(words, " ")
+}
+
+// TestPlanAhead asks for what is below in the same round, when told to.
+func TestPlanAhead(t *testing.T) {
+	w := newWorld("a out < b\nb out < c\nc out < d\nd out\n? a-out b-out c-out d-out")
+	for ahead, want := range []string{"?a-out", "?a-out ?b-out", "?a-out ?b-out ?c-out"} {
+		p, err := makePlan(w, []protocol.Target{{Path: pathOf("a.drv"), Outputs: []string{"out"}}}, Normal, ahead)
+		if err != nil || planText(p) != want {
+			t.Errorf("%d ahead: got %s, want %s; %v", ahead, planText(p), want, err)
+		}
+	}
 }
 
 func TestPlan(t *testing.T) {
