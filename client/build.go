@@ -72,11 +72,11 @@ func (c *Conn) Ensure(ctx context.Context, path store.Path) error {
 	})
 }
 
-// Missing says what a build of the targets would have to do.
-func (c *Conn) Missing(ctx context.Context, targets []protocol.Target) (*protocol.Missing, error) {
+// Missing says what a build of the targets would have to do. The daemon asks its caches for that, of which it tells obs.
+func (c *Conn) Missing(ctx context.Context, targets []protocol.Target, obs Observer) (*protocol.Missing, error) {
 	var m *protocol.Missing
 	err := c.do(ctx, &call{
-		op: protocol.OpQueryMissing, what: "query what is missing", since: 19,
+		op: protocol.OpQueryMissing, what: "query what is missing", since: 19, obs: obs,
 		fields: func(e *protocol.Encoder) { e.Targets(targets) },
 		reply:  func(d *protocol.Decoder) { m = d.Missing() },
 	})

@@ -224,7 +224,7 @@ func FuzzServer(f *testing.F) {
 		case 4:
 			conn.Build(ctx, []protocol.Target{{Path: p, Outputs: protocol.All()}}, client.Normal, nil)
 		case 5:
-			conn.Missing(ctx, nil)
+			conn.Missing(ctx, nil, nil)
 		case 6:
 			conn.FindRoots(ctx)
 		case 7:

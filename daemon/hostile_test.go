@@ -88,7 +88,7 @@ func requests(t testing.TB, r *rig, version protocol.Version) map[string][]byte 
 		"All":         func(c *client.Conn) { c.AllPaths(ctx) },
 		"Build":       func(c *client.Conn) { c.Build(ctx, target, client.Normal, nil) },
 		"BuildDrv":    func(c *client.Conn) { c.BuildDerivation(ctx, nothing, drv, client.Normal, nil) },
-		"Missing":     func(c *client.Conn) { c.Missing(ctx, target) },
+		"Missing":     func(c *client.Conn) { c.Missing(ctx, target, nil) },
 		"OutputMap":   func(c *client.Conn) { c.OutputMap(ctx, nothing) },
 		"Ensure":      func(c *client.Conn) { c.Ensure(ctx, a.Path) },
 		"Realisation": func(c *client.Conn) { c.Realisation(ctx, id) },

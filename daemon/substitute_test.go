@@ -129,7 +129,7 @@ func TestEnsurePath(t *testing.T) {
 	if err := c.Ensure(ctx, info.Path); err != nil {
 		t.Error(err)
 	}
-	if m, err := c.Missing(ctx, []protocol.Target{{Path: info.Path}}); err != nil || len(m.Substitute) != 0 {
+	if m, err := c.Missing(ctx, []protocol.Target{{Path: info.Path}}, nil); err != nil || len(m.Substitute) != 0 {
 		t.Errorf("%+v, %v", m, err)
 	}
 }

@@ -28,6 +28,8 @@ type buildOptions struct {
 	keepGoing, keepFailed bool
 	timeout, maxSilent    time.Duration
 	cores                 uint
+	noSubstitute          bool
+	substituters, options []string
 }
 
 // limits are the flags of commands that build.
@@ -39,19 +41,43 @@ func (o *buildOptions) limits(cmd *cobra.Command) {
 	f.DurationVar(&o.timeout, "timeout", 0, "end a builder after `TIME`, for example 2h")
 	f.DurationVar(&o.maxSilent, "max-silent", 0, "end a builder that wrote nothing for `TIME`")
 	f.UintVar(&o.cores, "cores", 0, "`N` processors for one builder; 0: all")
+	f.BoolVar(&o.noSubstitute, "no-substitute", false, "build everything, fetch nothing from caches")
+	f.StringArrayVar(&o.substituters, "substituter", nil, "also fetch from the cache at `URI`; may be given more than once")
+	f.StringArrayVar(&o.options, "option", nil, "a setting of nix.conf for this command, `NAME=VALUE`; may be given more than once")
 }
 
 // configure tells the daemon the limits, unless they are all its own.
 func (o *buildOptions) configure(ctx context.Context, s *session) error {
-	if !o.keepGoing && !o.keepFailed && o.timeout == 0 && o.maxSilent == 0 && o.cores == 0 {
+	overrides, err := o.overrides()
+	if err != nil {
+		return err
+	}
+	if len(overrides) == 0 && !o.keepGoing && !o.keepFailed && o.maxSilent == 0 && o.cores == 0 && !o.noSubstitute {
 		return nil
 	}
-	opts := &protocol.Options{KeepGoing: o.keepGoing, KeepFailed: o.keepFailed, Cores: uint64(o.cores), UseSubstitutes: true, MaxJobs: protocol.Keep}
-	opts.MaxSilent = uint64((o.maxSilent + time.Second - 1) / time.Second)
-	if o.timeout > 0 {
-		opts.Overrides = map[string]string{"timeout": strconv.FormatInt(int64((o.timeout+time.Second-1)/time.Second), 10)}
+	return s.SetOptions(ctx, &protocol.Options{
+		KeepGoing: o.keepGoing, KeepFailed: o.keepFailed, Cores: uint64(o.cores), UseSubstitutes: !o.noSubstitute, MaxJobs: protocol.Keep,
+		MaxSilent: uint64((o.maxSilent + time.Second - 1) / time.Second), UseBuildHook: true, Verbosity: protocol.LevelInfo, Overrides: overrides,
+	})
+}
+
+// overrides are the settings that are told by name.
+func (o *buildOptions) overrides() (map[string]string, error) {
+	m := map[string]string{}
+	for _, text := range o.options {
+		name, value, ok := strings.Cut(text, "=")
+		if !ok || name == "" {
+			return nil, hinted(fmt.Errorf("option %q is not NAME=VALUE", text), "for example --option connect-timeout=2")
+		}
+		m[strings.TrimSpace(name)] = strings.TrimSpace(value)
 	}
-	return s.SetOptions(ctx, opts)
+	if len(o.substituters) > 0 {
+		m["extra-substituters"] = strings.Join(o.substituters, " ")
+	}
+	if o.timeout > 0 {
+		m["timeout"] = strconv.FormatInt(int64((o.timeout+time.Second-1)/time.Second), 10)
+	}
+	return m, nil
 }
 
 func newBuildCmd(env *Env) *cobra.Command {
@@ -65,9 +91,14 @@ and dicts of them; with :NAME only that value. Derivations of the store (x.drv, 
 x.drv!out for one output) are built as they are. The store paths are printed, one
 per line; logs and progress go to standard error.
 
+What the daemon's caches have is fetched instead of built; a cache that fails is left
+alone, and what it does not deliver is built. --substituter adds a cache for those whom
+the daemon trusts, --no-substitute asks none.
+
 What nothing keeps may be collected later: -o makes a link that keeps it.`,
 		Example: `  cairn build hello.star:hello
   cairn build -o result web.star:web
+  cairn build --dry-run --substituter https://cache.example.org web.star:web
   cairn build '/cairn/store/0v3q…-hello.drv!out'`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -77,7 +108,7 @@ What nothing keeps may be collected later: -o makes a link that keeps it.`,
 	f := cmd.Flags()
 	o.flags(cmd)
 	f.StringVarP(&o.link, "out-link", "o", "", "make `LINK` point to the result and keep it; further results get LINK-2, LINK-3, …")
-	f.BoolVarP(&o.dryRun, "dry-run", "n", false, "only list what would be built")
+	f.BoolVarP(&o.dryRun, "dry-run", "n", false, "only list what would be built and fetched")
 	f.BoolVar(&o.check, "check", false, "build again and compare with what is there")
 	o.limits(cmd)
 	f.BoolVar(&o.json, "json", false, "print JSON")
@@ -200,15 +231,27 @@ func valuesToBuild(cfg *config.Config, name string) ([]config.Target, error) {
 	return values, nil
 }
 
+// buildDryRun lists the derivations that would be built, and tells what would be fetched.
 func buildDryRun(ctx context.Context, env *Env, s *session, o *buildOptions, targets []protocol.Target) error {
-	m, err := s.Missing(ctx, targets)
+	if err := o.configure(ctx, s); err != nil {
+		return err
+	}
+	obs := env.buildObserver(o.quiet)
+	m, err := s.Missing(ctx, targets, obs)
+	obs.close()
 	if err != nil {
 		return err
 	}
 	if len(m.Unknown) > 0 {
-		return fmt.Errorf("neither valid nor buildable: %s", m.Unknown[0])
+		return fmt.Errorf("neither valid, buildable nor in a cache: %s", m.Unknown[0])
 	}
 	env.note("would build %s", count(len(m.Build), "derivation"))
+	if len(m.Substitute) > 0 {
+		env.note("would fetch %s, %s (%s unpacked):", count(len(m.Substitute), "path"), formatSize(int64(m.Download)), formatSize(int64(m.Unpacked)))
+		for _, p := range m.Substitute {
+			env.note("  %s", p)
+		}
+	}
 	return env.printPaths(o.json, m.Build)
 }
 

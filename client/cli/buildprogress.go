@@ -12,8 +12,13 @@ import (
 // buildProgress shows what a daemon tells during a build.
 type buildProgress struct {
 	*progress
-	mu    sync.Mutex        // guards names
-	names map[uint64]string // of running builds
+	mu     sync.Mutex // guards the rest
+	names  map[uint64]string
+	types  map[uint64]protocol.ActivityType // of running activities
+	builds [4]uint64                        // done, expected, running, failed
+	copies [4]uint64
+	bytes  map[uint64]uint64 // of downloads, as far as they have come
+	all    uint64            // that are expected
 }
 
 // Message is called by the connection, in order.
@@ -25,27 +30,30 @@ func (b *buildProgress) Message(m *protocol.Message) {
 		b.started(m)
 	case protocol.KindStop:
 		b.finish(m.ID)
-		b.name(m.ID, "", true)
+		b.forget(m.ID)
 	case protocol.KindResult:
 		b.result(m)
 	}
 }
 
+// started shows builds and downloads. A download is three activities in one another, of which the middle one is shown.
 func (b *buildProgress) started(m *protocol.Message) {
-	switch m.Activity {
-	case protocol.ActBuild, protocol.ActSubstitute, protocol.ActCopyPath, protocol.ActFileTransfer:
-	default:
-		return
-	}
 	who := fieldText(m.Fields, 0)
 	if p, err := store.ParsePath(who); err == nil {
 		who = strings.TrimSuffix(p.Name(), ".drv")
 	}
-	title := m.Text
-	if m.Activity == protocol.ActBuild {
+	b.mu.Lock()
+	b.names[m.ID], b.types[m.ID] = who, m.Activity
+	b.mu.Unlock()
+	title := ""
+	switch m.Activity {
+	case protocol.ActBuild:
 		title = "building " + who
+	case protocol.ActCopyPath:
+		title = "fetching " + who + " from " + fieldText(m.Fields, 1)
+	default:
+		return
 	}
-	b.name(m.ID, who, false)
 	b.start(m.ID, title)
 	if w, _ := b.term.size(); w == 0 && !b.quiet {
 		b.line("%s", title)
@@ -55,30 +63,79 @@ func (b *buildProgress) started(m *protocol.Message) {
 func (b *buildProgress) result(m *protocol.Message) {
 	switch m.Result {
 	case protocol.ResBuildLogLine, protocol.ResPostBuildLogLine:
-		b.log(m.ID, b.name(m.ID, "", false), fieldText(m.Fields, 0))
+		b.mu.Lock()
+		who := b.names[m.ID]
+		b.mu.Unlock()
+		b.log(m.ID, who, fieldText(m.Fields, 0))
 	case protocol.ResProgress:
-		if len(m.Fields) >= 4 && m.Fields[1].Number > 0 {
-			text := fmt.Sprintf("%d of %d done, %d running", m.Fields[0].Number, m.Fields[1].Number, m.Fields[2].Number)
-			if n := m.Fields[3].Number; n > 0 {
-				text += fmt.Sprintf(", %d failed", n)
-			}
-			b.total("%s", text)
+		if len(m.Fields) >= 4 {
+			b.progressed(m.ID, [4]uint64{m.Fields[0].Number, m.Fields[1].Number, m.Fields[2].Number, m.Fields[3].Number})
+		}
+	case protocol.ResSetExpected:
+		if len(m.Fields) >= 2 && protocol.ActivityType(m.Fields[0].Number) == protocol.ActCopyPath {
+			b.mu.Lock()
+			b.all = m.Fields[1].Number
+			b.mu.Unlock()
 		}
 	}
 }
 
-// name remembers or returns the name of an activity.
-func (b *buildProgress) name(id uint64, name string, forget bool) string {
+// progressed takes the numbers of an activity.
+func (b *buildProgress) progressed(id uint64, n [4]uint64) {
+	b.mu.Lock()
+	kind := b.types[id]
+	switch kind {
+	case protocol.ActBuilds:
+		b.builds = n
+	case protocol.ActCopyPaths:
+		b.copies = n
+	case protocol.ActCopyPath:
+		b.bytes[id] = n[0]
+	}
+	text := b.summary()
+	b.mu.Unlock()
+	if kind == protocol.ActCopyPath && n[1] > 0 {
+		b.latest(id, formatSize(int64(n[0]))+" of "+formatSize(int64(n[1])))
+	}
+	if text != "" {
+		b.total("%s", text)
+	}
+}
+
+// summary is the line below all. The caller holds mu.
+func (b *buildProgress) summary() string {
+	var parts []string
+	if b.builds[1] > 0 {
+		parts = append(parts, counts(b.builds, "done"))
+	}
+	if b.copies[1] > 0 {
+		text := counts(b.copies, "fetched")
+		if b.all > 0 {
+			var come uint64
+			for _, n := range b.bytes {
+				come += n
+			}
+			text += fmt.Sprintf(", %s of %s", formatSize(int64(come)), formatSize(int64(b.all)))
+		}
+		parts = append(parts, text)
+	}
+	return strings.Join(parts, "; ")
+}
+
+func counts(n [4]uint64, what string) string {
+	text := fmt.Sprintf("%d of %d %s, %d running", n[0], n[1], what, n[2])
+	if n[3] > 0 {
+		text += fmt.Sprintf(", %d failed", n[3])
+	}
+	return text
+}
+
+// forget drops what is known of an activity that has ended; its bytes stay.
+func (b *buildProgress) forget(id uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if name != "" {
-		b.names[id] = name
-	}
-	old := b.names[id]
-	if forget {
-		delete(b.names, id)
-	}
-	return old
+	delete(b.names, id)
+	delete(b.types, id)
 }
 
 func fieldText(fields []protocol.Field, i int) string {
@@ -90,5 +147,8 @@ func fieldText(fields []protocol.Field, i int) string {
 
 // buildObserver starts the display of a build; call close when it is over.
 func (e *Env) buildObserver(quiet bool) *buildProgress {
-	return &buildProgress{progress: newProgress(e.newTerminal(), quiet), names: map[uint64]string{}}
+	return &buildProgress{
+		progress: newProgress(e.newTerminal(), quiet),
+		names:    map[uint64]string{}, types: map[uint64]protocol.ActivityType{}, bytes: map[uint64]uint64{},
+	}
 }

@@ -184,19 +184,26 @@
 // x.drv!out for one output) are built as they are. The store paths are printed, one
 // per line; logs and progress go to standard error.
 //
+// What the daemon's caches have is fetched instead of built; a cache that fails is left
+// alone, and what it does not deliver is built. --substituter adds a cache for those whom
+// the daemon trusts, --no-substitute asks none.
+//
 // What nothing keeps may be collected later: -o makes a link that keeps it.
 //
 //	cairn build [-o LINK] FILE[:NAME] | DERIVATION[!OUTPUT] | PATH … [flags]
 //	  --arg NAME=VALUE             give the file NAME=VALUE, which it reads with args.get(NAME); may be repeated
 //	  --check                      build again and compare with what is there
 //	  --cores N                    N processors for one builder; 0: all
-//	  -n, --dry-run                only list what would be built
+//	  -n, --dry-run                only list what would be built and fetched
 //	  --json                       print JSON
 //	  --keep-failed                keep the directory of a failed build
 //	  -k, --keep-going             after a failure build what does not depend on it
 //	  --max-silent TIME            end a builder that wrote nothing for TIME
+//	  --no-substitute              build everything, fetch nothing from caches
+//	  --option NAME=VALUE          a setting of nix.conf for this command, NAME=VALUE; may be given more than once
 //	  -o, --out-link LINK          make LINK point to the result and keep it; further results get LINK-2, LINK-3, …
 //	  -q, --quiet                  do not show what builders write
+//	  --substituter URI            also fetch from the cache at URI; may be given more than once
 //	  --timeout TIME               end a builder after TIME, for example 2h
 //	  --top string                 the folder that the file may read below; default: its own
 //
@@ -204,6 +211,7 @@
 //
 //	cairn build hello.star:hello
 //	cairn build -o result web.star:web
+//	cairn build --dry-run --substituter https://cache.example.org web.star:web
 //	cairn build '/cairn/store/0v3q…-hello.drv!out'
 //
 // # cairn daemon
@@ -501,8 +509,11 @@
 //	  --keep-failed                keep the directory of a failed build
 //	  -k, --keep-going             after a failure build what does not depend on it
 //	  --max-silent TIME            end a builder that wrote nothing for TIME
+//	  --no-substitute              build everything, fetch nothing from caches
+//	  --option NAME=VALUE          a setting of nix.conf for this command, NAME=VALUE; may be given more than once
 //	  -o, --out-link LINK          make LINK point to the system and keep it
 //	  -q, --quiet                  do not show what builders write
+//	  --substituter URI            also fetch from the cache at URI; may be given more than once
 //	  --timeout TIME               end a builder after TIME, for example 2h
 //	  --top string                 the folder that the file may read below; default: its own
 //
@@ -597,7 +608,10 @@
 //	  --keep-failed                keep the directory of a failed build
 //	  -k, --keep-going             after a failure build what does not depend on it
 //	  --max-silent TIME            end a builder that wrote nothing for TIME
+//	  --no-substitute              build everything, fetch nothing from caches
+//	  --option NAME=VALUE          a setting of nix.conf for this command, NAME=VALUE; may be given more than once
 //	  -q, --quiet                  do not show what builders write
+//	  --substituter URI            also fetch from the cache at URI; may be given more than once
 //	  --timeout TIME               end a builder after TIME, for example 2h
 //	  --top string                 the folder that the file may read below; default: its own
 //

@@ -3,11 +3,23 @@
 //
 // # A request
 //
-//  1. Plan (plan.go), a pure function of the store's facts: from the targets down to what is valid already; the result
-//     lists the derivations to build, inputs first.
-//  2. Each derivation gets a job (job.go), or joins the one there is: a derivation is never built twice at the same time.
+//  1. Plan (plan.go), a pure function of the facts: from the targets down to what is valid already, or what caches have; the result
+//     lists the derivations to build, inputs first, and the objects to fetch, references first. What it does not know of caches yet it
+//     asks for; the request finds out (package substitute) and plans again (request.go). What caches have is fetched, with all that it refers
+//     to, unless the derivation says allowSubstitutes = false; of a derivation either all wanted outputs or none.
+//  2. Each derivation and each object gets a job (job.go), or joins the one there is: nothing is built or fetched twice at the same time.
 //     A job is wanted by requests and by the jobs that need it; when the last of them leaves, it is cancelled.
 //  3. The request waits for the jobs of its targets, or leaves at the first failure unless it wants to keep going.
+//  4. When a cache did not keep its word the request plans again without that offer: another cache has the object, or it is built. What
+//     runs goes on. Nix fails there without the setting "fallback", so that nobody builds for hours what a flaky network did not deliver; here a
+//     cache that fails has been asked as often as download-attempts says, the user is warned, and gets what was asked for.
+//
+// # A job that fetches
+//
+// It takes one of max-substitution-jobs places (the daemon's setting, not a client's), downloads into an import of the store, gives the place
+// back, and waits for the jobs of what the object refers to before it makes the object valid (fetch.go): downloads are parallel, validity
+// comes references first. When the download fails it goes on to the next cache that has the object with the same references. Where outputs of floating
+// derivations were found by realisations, a job of the derivation records them, with their signatures.
 //
 // # A job
 //
@@ -16,7 +28,7 @@
 //     one, which names the paths of inputs instead of their derivations. It is written to the store and
 //     gets a job of its own. When its outputs are there already, nothing is built: that is the early cut-off. Realisations are
 //     recorded for both.
-//  3. Look again whether the outputs are there.
+//  3. Look again whether the outputs are there. Those of a resolved derivation may be in caches, too.
 //  4. Wait for a place on the machine that suits best (machine.go): another one that has a place free, or one of MaxJobs places
 //     here. Check the inputs; hold their closure against collection. When another machine fails, not the build, go to the next.
 //  5. Run the builder (run.go) in a sandbox that sees that closure and a directory of its own in the place of the
@@ -42,7 +54,7 @@
 //
 // # Not here
 //
-// How other machines are reached: package remote. Substitution: planning has a place for it (plan.unknown). Dynamic derivations are refused.
+// How other machines are reached: package remote. Which cache is asked, and believed: package substitute. Dynamic derivations are refused.
 package build
 
 import (
