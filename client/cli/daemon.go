@@ -103,15 +103,72 @@ func runDaemon(ctx context.Context, env *Env, o *daemonOptions) error {
 		return daemonStdio(ctx, env, layout, o)
 	}
 	o.log = env.Stderr
-	eng, err := openEngine(ctx, layout, env.Getenv, &o.engineOptions)
+	h := &house{open: func() (*engine, error) { return openEngine(ctx, layout, env.Getenv, &o.engineOptions) }}
+	if h.eng, err = h.open(); err != nil {
+		return err
+	}
+	return errors.Join(serve(ctx, env, layout, h), h.eng.close())
+}
+
+// house is where one engine lives after the other: when the store's directories are deleted, the next client finds an
+// empty store.
+type house struct {
+	open func() (*engine, error)
+	door *daemon.Door
+
+	mu     sync.Mutex // guards what follows; held while engines change
+	eng    *engine
+	ending bool
+}
+
+// run serves until the end of the listener.
+func (h *house) run(ctx context.Context) error {
+	for {
+		err := h.eng.server.Serve(ctx, h.door.Listener(h.eng.store.Deleted))
+		if !h.door.Waits() {
+			return err
+		}
+		if err := h.renew(); err != nil {
+			return errors.Join(err, h.door.Close())
+		}
+	}
+}
+
+// renew replaces an engine whose store is gone. What its sessions do cannot succeed, so that they are cancelled.
+func (h *house) renew() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ending {
+		return daemon.ErrShutdown
+	}
+	layout := h.eng.store.Layout()
+	h.eng.log.Warn("the store has been deleted; making an empty one", "store", layout.RealDir, "state", layout.StateDir)
+	if err := h.eng.close(); err != nil {
+		h.eng.log.Warn("close the deleted store", "error", err)
+	}
+	if err := disk.Init(layout); err != nil {
+		return err
+	}
+	eng, err := h.open()
 	if err != nil {
 		return err
 	}
-	return errors.Join(serve(ctx, env, layout, eng), eng.close())
+	h.eng = eng
+	return nil
 }
 
-// serve runs the engine at its socket until ctx ends, then drains.
-func serve(ctx context.Context, env *Env, layout disk.Layout, eng *engine) error {
+func (h *house) drain(ctx context.Context) error {
+	h.mu.Lock()
+	h.ending = true
+	eng := h.eng
+	h.mu.Unlock()
+	err := eng.server.Drain(ctx)
+	h.door.Close() // of a server that was never there
+	return err
+}
+
+// serve runs the house at its socket until ctx ends, then drains.
+func serve(ctx context.Context, env *Env, layout disk.Layout, h *house) error {
 	listener, err := daemon.Listen(layout)
 	if err != nil {
 		return err
@@ -119,9 +176,10 @@ func serve(ctx context.Context, env *Env, layout disk.Layout, eng *engine) error
 	if err := notify(env.Getenv, "READY=1"); err != nil {
 		return errors.Join(err, listener.Close())
 	}
+	h.door = daemon.NewDoor(listener)
 	env.note("listening at %s", listener.Addr())
 	served := make(chan error, 1)
-	go func() { served <- eng.server.Serve(context.WithoutCancel(ctx), listener) }()
+	go func() { served <- h.run(context.WithoutCancel(ctx)) }()
 	select {
 	case err := <-served:
 		return err
@@ -130,7 +188,7 @@ func serve(ctx context.Context, env *Env, layout disk.Layout, eng *engine) error
 	notifyErr := notify(env.Getenv, "STOPPING=1")
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 	defer cancel()
-	return errors.Join(notifyErr, eng.server.Drain(limit), <-served)
+	return errors.Join(notifyErr, h.drain(limit), <-served)
 }
 
 // daemonStdio joins standard input and output with the daemon, or is the daemon.
@@ -225,6 +283,7 @@ type engine struct {
 	builder  *build.Builder
 	machines *remote.Pool
 	server   *daemon.Server
+	log      *slog.Logger
 	closing  sync.Once
 }
 
@@ -245,7 +304,7 @@ func openEngine(ctx context.Context, layout disk.Layout, getenv func(string) str
 	machines := remote.New(s, &remote.Options{Logger: logger, Peer: peer.Options{SSHOptions: sshOptions, Socket: layout.SocketPath}})
 	b := build.New(s, &build.Options{ACL: aclFile(layout), SSHOptions: sshOptions, Logger: logger, Settings: set, Machines: machines})
 	srv := daemon.New(s, b, &daemon.Options{Version: cmp.Or(set.VersionText, Version), ACL: aclFile(layout), Rights: o.rights, Settings: set, Logger: logger})
-	return &engine{store: s, builder: b, machines: machines, server: srv}, nil
+	return &engine{store: s, builder: b, machines: machines, server: srv, log: logger}, nil
 }
 
 // close ends all of it, in the order of dependence.

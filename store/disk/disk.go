@@ -67,6 +67,7 @@ import (
 const (
 	tempPrefix = ".tmp-"
 	trashName  = ".trash"
+	lockName   = "cairn.lock"
 )
 
 // Errors that callers test for with errors.Is.
@@ -146,7 +147,7 @@ func Open(ctx context.Context, l Layout, opts *Options) (*Store, error) {
 }
 
 func (s *Store) open(ctx context.Context) (err error) {
-	if s.lock, err = lockFile(filepath.Join(s.layout.StateDir, "cairn.lock")); err != nil {
+	if s.lock, err = lockFile(filepath.Join(s.layout.StateDir, lockName)); err != nil {
 		return err
 	}
 	if s.dir, err = os.Open(s.layout.RealDir); err != nil {
@@ -179,6 +180,22 @@ func (s *Store) Close() error {
 	s.quit.Unlock()
 	s.wg.Wait()
 	return s.closeFiles()
+}
+
+// Deleted reports whether the store's directories, or its state's, are no longer those that were opened: whoever removes or
+// replaces them wants another store.
+func (s *Store) Deleted() bool {
+	return !isAt(s.lock, filepath.Join(s.layout.StateDir, lockName)) || !isAt(s.dir, s.layout.RealDir) || s.db.Deleted()
+}
+
+// isAt reports whether an open file still has its name.
+func isAt(f *os.File, name string) bool {
+	opened, err := f.Stat()
+	if err != nil {
+		return true // closed
+	}
+	now, err := os.Stat(name)
+	return err == nil && os.SameFile(opened, now)
 }
 
 func (s *Store) isClosed() bool {

@@ -100,6 +100,8 @@ type DB struct {
 	store  store.Dir
 	opts   Options
 	badger *badger.DB
+	place  os.FileInfo // of dir
+	quiet  atomic.Bool // let Badger complain to nobody
 
 	requests chan *request
 	done     chan struct{}
@@ -116,6 +118,10 @@ type DB struct {
 func Open(dir string, storeDir store.Dir, opts *Options) (*DB, error) {
 	d := &DB{dir: dir, store: storeDir, opts: withDefaults(opts), requests: make(chan *request, 256), done: make(chan struct{})}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	var err error
+	if d.place, err = os.Stat(dir); err != nil {
 		return nil, fmt.Errorf("open database: %w", err)
 	}
 	if err := d.roomToOpen(); err != nil {
@@ -181,7 +187,7 @@ func (d *DB) badgerOptions() badger.Options {
 		WithMemTableSize(d.opts.MemTableSize).WithNumMemtables(2).
 		WithNumLevelZeroTables(4).WithNumLevelZeroTablesStall(10).WithNumCompactors(2).
 		WithValueLogFileSize(16 << 20).WithDetectConflicts(false).WithMetricsEnabled(false).
-		WithNumVersionsToKeep(1).WithLogger(logger{d.opts.Logger})
+		WithNumVersionsToKeep(1).WithLogger(logger{d.opts.Logger, &d.quiet})
 }
 
 // removeEmpty unlinks memtable and value log files of no bytes, which make Badger refuse to open.
@@ -236,7 +242,8 @@ func (d *DB) writeSettings() error {
 func settingKey(name string) []byte { return append([]byte{tableSettings}, name...) }
 
 // Close commits what waits and closes the database. On a disk without any room, it is left open until the
-// process ends, which loses nothing: what was committed is in the journal.
+// process ends, which loses nothing: what was committed is in the journal. If its directory has been deleted, what would
+// be written is thrown away; if another one is in its place, the database is left open, too.
 func (d *DB) Close() error {
 	var err error
 	d.once.Do(func() {
@@ -245,14 +252,57 @@ func (d *DB) Close() error {
 		close(d.requests)
 		d.mu.Unlock()
 		<-d.done
-		if err = d.roomToClose(); err == nil {
-			err = d.badger.Close()
-		}
+		err = d.closeBadger()
 	})
 	if err != nil {
 		return fmt.Errorf("close database %s: %w", d.dir, err)
 	}
 	return nil
+}
+
+// Deleted reports whether the database's directory has been deleted or replaced.
+func (d *DB) Deleted() bool {
+	now, err := os.Stat(d.dir)
+	return err != nil || !os.SameFile(now, d.place)
+}
+
+func (d *DB) closeBadger() error {
+	now, err := os.Stat(d.dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return d.closeDeleted()
+	}
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(now, d.place) {
+		return errors.New("another directory has its name")
+	}
+	if err := d.roomToClose(); err != nil {
+		return err
+	}
+	return d.badger.Close()
+}
+
+// closeDeleted gives Badger, which tries for ever, a directory while it closes.
+func (d *DB) closeDeleted() error {
+	made := d.dir // and what is above it
+	for parent := filepath.Dir(made); ; parent = filepath.Dir(parent) {
+		if _, err := os.Stat(parent); err == nil || parent == made {
+			break
+		}
+		made = parent
+	}
+	if err := os.MkdirAll(d.dir, 0o700); err != nil {
+		return err
+	}
+	d.quiet.Store(true)
+	d.badger.Close() // complains of files that are gone
+	err := os.RemoveAll(d.dir)
+	for dir := d.dir; dir != made && err == nil; {
+		dir = filepath.Dir(dir)
+		err = os.Remove(dir)
+	}
+	return err
 }
 
 // get returns a copy of a row.
@@ -307,9 +357,16 @@ func syncDir(dir string) error {
 }
 
 // logger gives Badger's messages to slog, one level lower: they are about its own housekeeping.
-type logger struct{ *slog.Logger }
+type logger struct {
+	*slog.Logger
+	quiet *atomic.Bool
+}
 
-func (l logger) Errorf(f string, a ...any)   { l.Error("database: " + fmt.Sprintf(f, a...)) }
+func (l logger) Errorf(f string, a ...any) {
+	if !l.quiet.Load() {
+		l.Error("database: " + fmt.Sprintf(f, a...))
+	}
+}
 func (l logger) Warningf(f string, a ...any) { l.Warn("database: " + fmt.Sprintf(f, a...)) }
 func (l logger) Infof(f string, a ...any)    { l.Debug("database: " + fmt.Sprintf(f, a...)) }
 func (l logger) Debugf(string, ...any)       {}

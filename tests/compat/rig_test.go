@@ -28,6 +28,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cairn/client/cli"
 	"cairn/daemon"
 	"cairn/daemon/build"
 	"cairn/daemon/sandbox"
@@ -48,6 +49,9 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		os.Exit(0)
+	}
+	if os.Getenv(programVariable) != "" {
+		os.Exit(cli.Main(append([]string{"cairn"}, os.Args[1:]...)))
 	}
 	if os.Getuid() == 0 {
 		if err := ownNamespace(); err != nil {
