@@ -95,6 +95,9 @@ func DecodeHostKey(s string) (string, error) {
 	return words[0] + " " + words[1], nil
 }
 
+// hostLetters are those of names and addresses.
+const hostLetters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._:%"
+
 // setHost parses [user@]host[:port] and refuses what ssh could take for an option.
 func (a *Address) setHost(s string) error {
 	s = strings.TrimSuffix(s, "/")
@@ -118,10 +121,11 @@ func (a *Address) setHost(s string) error {
 		}
 		a.Port = int(n)
 	}
-	for what, v := range map[string]string{"host": a.Host, "user": a.User} {
-		if strings.HasPrefix(v, "-") || strings.ContainsAny(v, " \t\r\n\x00/'\"\\") || what == "host" && v == "" {
-			return fmt.Errorf("%q is not a %s name", v, what)
-		}
+	if a.Host == "" || strings.HasPrefix(a.Host, "-") || strings.ContainsFunc(a.Host, func(r rune) bool { return !strings.ContainsRune(hostLetters, r) }) {
+		return fmt.Errorf("%q is not a host name", a.Host)
+	}
+	if strings.HasPrefix(a.User, "-") || strings.ContainsAny(a.User, " \t\r\n\x00/'\"\\") {
+		return fmt.Errorf("%q is not a user name", a.User)
 	}
 	return nil
 }
