@@ -186,24 +186,43 @@ func (s *Settings) Set(name, text string) error {
 func (s *Settings) Override(name, text string, trusted bool) (warning string) {
 	setting, extra := Find(name)
 	switch {
+	case setting == nil && slices.Contains(harmless, name):
+		return ""
+	case setting == nil && trusted:
+		return ignored(name, text)
 	case setting == nil:
-		if isForeign(name) {
-			return ""
-		}
-		return fmt.Sprintf("ignoring the setting '%s', which this daemon does not know", name)
-	case setting.Rights == Daemon:
+		return restricted(name)
+	case setting.Rights == Daemon && trusted:
 		return fmt.Sprintf("ignoring the setting '%s', which is the daemon's own; set it in nix.conf", name)
 	case setting.Rights == Anyone || trusted:
 	case setting.Name == "builders" && strings.TrimSpace(text) == "":
 	case setting.Name == "substituters":
 		return s.restrict(text, extra)
 	default:
-		return fmt.Sprintf("ignoring the client-specified setting '%s', because it is a restricted setting and you are not a trusted user", name)
+		return restricted(name)
 	}
 	if err := assign(setting.value(s), text, extra); err != nil {
 		return fmt.Sprintf("ignoring the setting '%s': %v", name, err)
 	}
 	return ""
+}
+
+// harmless are settings that mean nothing here and that Nix takes from everybody.
+var harmless = []string{"poll-interval", "build-poll-interval", "build-repeat", "repeat", "show-trace", "experimental-features", "plugin-files", "ssh-auth-sock"}
+
+func restricted(name string) string {
+	return fmt.Sprintf("ignoring the client-specified setting '%s', because it is a restricted setting and you are not a trusted user", name)
+}
+
+// ignored says what becomes of a setting that this daemon does not have.
+func ignored(name, text string) string {
+	switch sandbox := name == "sandbox" || name == "build-use-sandbox"; {
+	case sandbox && text != "true":
+		return fmt.Sprintf("ignoring '%s = %s': builds are always in a sandbox here", name, text)
+	case isForeign(name):
+		return ""
+	}
+	return fmt.Sprintf("ignoring the setting '%s', which this daemon does not know", name)
 }
 
 // restrict sets the substituters of a client that is not trusted.

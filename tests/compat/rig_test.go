@@ -203,8 +203,12 @@ fsync-metadata = false
 // newWorld returns a world of the oldest generation.
 func newWorld(t *testing.T) *world { t.Helper(); return nix28.world(t) }
 
-func (g *generation) world(t *testing.T) *world {
+func (g *generation) world(t *testing.T) *world { t.Helper(); return g.worldWith(t, "") }
+
+// worldWith is a world whose daemons have more in their nix.conf.
+func (g *generation) worldWith(t *testing.T, more string) *world {
 	t.Helper()
+	conf := conf + more
 	need(t)
 	system, err := g.system()
 	if err != nil {
