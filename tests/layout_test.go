@@ -27,6 +27,7 @@ var order = []string{
 	"derivation",
 	"archive",
 	"archive/cache",
+	"archive/cache/serve",
 	"daemon/protocol",
 	"daemon/settings",
 	"services",

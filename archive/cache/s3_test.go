@@ -148,7 +148,7 @@ func TestSignatureOfTheManual(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Header.Set("Range", "bytes=0-9")
-	cache.Sign(r, "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "us-east-1", time.Date(2013, 5, 24, 0, 0, 0, 0, time.UTC))
+	cache.SignS3(r, "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "us-east-1", time.Date(2013, 5, 24, 0, 0, 0, 0, time.UTC))
 	const want = "f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41"
 	if got := r.Header.Get("Authorization"); !strings.HasSuffix(got, "Signature="+want) {
 		t.Errorf("got %s", got)

@@ -142,11 +142,11 @@ func (w *writer) upload(ctx context.Context, info *store.Info, archive func(io.W
 
 // sign adds the signatures of the cache's keys.
 func (w *writer) sign(n *NarInfo) {
-	n.Signatures = signatures(w.keys, n.Signatures, n.Fingerprint())
+	n.Signatures = Sign(w.keys, n.Signatures, n.Fingerprint())
 }
 
-// signatures returns those there are, and those of keys that did not sign.
-func signatures(keys []archive.SecretKey, there []string, text string) []string {
+// Sign returns the signatures of a text that there are, and those of keys that did not sign it.
+func Sign(keys []archive.SecretKey, there []string, text string) []string {
 	all := slices.Clone(there)
 	for _, k := range keys {
 		if !slices.ContainsFunc(all, func(s string) bool { return k.Public().Verify([]byte(text), s) }) {
@@ -214,7 +214,7 @@ func (w *writer) Publish(ctx context.Context, n *NarInfo) error {
 
 func (w *writer) PutRealisation(ctx context.Context, r *store.Realisation) error {
 	signed := *r
-	signed.Signatures = signatures(w.keys, r.Signatures, r.Fingerprint())
+	signed.Signatures = Sign(w.keys, r.Signatures, r.Fingerprint())
 	name := RealisationName(r.ID)
 	return w.about(w.putText(ctx, name, signed.JSON(), fileKind{mediaType: typeJSON}), "write %s", name)
 }
@@ -224,7 +224,7 @@ func (w *writer) PutTrace(ctx context.Context, t *Trace) error {
 		return fmt.Errorf("output: %w", err)
 	}
 	signed := *t
-	signed.Signatures = signatures(w.keys, t.Signatures, t.Fingerprint())
+	signed.Signatures = Sign(w.keys, t.Signatures, t.Fingerprint())
 	name := TraceName(t.Drv, t.Output)
 	return w.about(w.putText(ctx, name, signed.JSON(), fileKind{mediaType: typeJSON}), "write %s", name)
 }

@@ -11,6 +11,7 @@ func commands(env *Env) []*cobra.Command {
 		newBuildCmd(env),
 		newStoreCmd(env),
 		newArchiveCmd(env),
+		newCacheCmd(env),
 		newGCCmd(env),
 		newLogCmd(env),
 		newACLCmd(env),

@@ -214,6 +214,72 @@
 //	cairn build --dry-run --substituter https://cache.example.org web.star:web
 //	cairn build '/cairn/store/0v3q…-hello.drv!out'
 //
+// # cairn cache
+//
+// Push store objects to binary caches, and serve the store as one.
+//
+// A binary cache is a folder of packed objects, on disk, behind HTTP or in S3, from
+// which Nix's tools and cairn's daemon fetch instead of building.
+//
+// For example:
+//
+//	cairn cache push file:///srv/cache ./result
+//	cairn cache serve --listen 0.0.0.0:8080 --key /etc/cairn/signing-key.sec
+//
+// # cairn cache push
+//
+// Copy objects, and all that they refer to, to a binary cache: a folder (file:///folder
+// or its absolute path), a web server that takes PUT (http://, https://), or a bucket
+// (s3://BUCKET/PREFIX?region=…&endpoint=…). What is there already is not sent again.
+// References become visible before what refers to them.
+//
+// Nix's parameters may follow the URI: compression, compression-level, secret-key,
+// write-nar-listing, index-debug-info, priority, want-mass-query; for S3 region,
+// endpoint, scheme, profile, narinfo-compression, ls-compression, log-compression.
+//
+// Of outputs that are addressed by their content it writes which derivation they are
+// of (realisations, for Nix before and since 2.35), so that others need not build them.
+//
+//	cairn cache push URI PATH… [flags]
+//	  --compression NAME           pack archives with NAME: zstd (default), gzip or none
+//	  --dry-run                    print what would be sent and send nothing
+//	  --jobs N                     pack and send N objects at a time
+//	  --json                       print JSON
+//	  --key FILE                   sign each object with the secret key in FILE; may be given more than once
+//	  --logs                       copy the build logs that there are, too
+//	  --no-closure                 only the objects themselves; what they refer to must be there
+//	  -q, --quiet                  no progress
+//
+// For example:
+//
+//	cairn cache push file:///srv/cache ./result
+//	cairn cache push --key ~/cache.sec 's3://my-cache?region=eu-west-1' ./result
+//	cairn cache push --dry-run --json https://cache.example.org ./result
+//
+// # cairn cache serve
+//
+// Serve the store as a binary cache over HTTP, read-only, until it is told to stop; then
+// let downloads under way finish for up to a minute. Archives are packed while they are
+// sent; uncompressed ones can be resumed. Descriptions are signed with the keys given
+// and kept in memory. /metrics has counters for Prometheus.
+//
+// Whoever can reach it can read every object in the store. For more than the machine
+// itself, put a proxy with TLS in front of it, or listen on a private network.
+//
+//	cairn cache serve [flags]
+//	  --compression string         of archives, on the way: zstd or none
+//	  --key FILE                   sign descriptions with the secret key in FILE; may be given more than once
+//	  --listen ADDRESS             ADDRESS and port to listen at
+//	  --max-connections N          serve N connections at a time
+//	  --max-streams N              send N archives at a time; others wait
+//	  --priority int               among the caches of a client; lower comes first
+//
+// For example:
+//
+//	cairn cache serve
+//	cairn cache serve --listen 10.0.0.1:8080 --key /etc/cairn/signing-key.sec --priority 20
+//	nix-store -r /nix/store/… --option substituters http://10.0.0.1:8080
+//
 // # cairn daemon
 //
 // Own the store and serve it: to our own commands and to Nix's programs, which find
