@@ -68,11 +68,23 @@ func (p *Pool) take(ctx context.Context) (*Conn, bool, error) {
 func (p *Pool) give(c *Conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed || c.Closed() {
+	if p.closed || c.ended() {
 		c.Close()
 		return
 	}
 	p.free = append(p.free, c)
+}
+
+// ended reports whether a session that nobody uses is of no more use.
+func (c *Conn) ended() bool {
+	select {
+	case <-c.closed:
+		return true
+	default:
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err != nil
 }
 
 // Close ends the sessions; those in use end when they are given back.
