@@ -24,9 +24,12 @@ func (x *session) search() *substitute.Search {
 	})
 }
 
-// offers asks caches for paths alone, valid or not.
-func (x *session) offers(ctx context.Context, paths []store.Path) (map[store.Path]*substitute.Offer, error) {
+// offers asks caches for paths alone, valid or not. known are content addresses of those without references.
+func (x *session) offers(ctx context.Context, paths []store.Path, known map[store.Path]store.ContentAddress) (map[store.Path]*substitute.Offer, error) {
 	s := x.search()
+	for p, ca := range known {
+		s.Expect(p, ca)
+	}
 	if err := s.AskAlone(ctx, paths); err != nil {
 		return nil, err
 	}
@@ -40,7 +43,7 @@ func (x *session) offers(ctx context.Context, paths []store.Path) (map[store.Pat
 }
 
 func (x *session) hasSubstitutes(ctx context.Context, p store.Path) (reply, error) {
-	found, err := x.offers(ctx, []store.Path{p})
+	found, err := x.offers(ctx, []store.Path{p}, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +101,7 @@ func (x *session) querySubstitutablePaths(ctx context.Context, paths []store.Pat
 }
 
 func (x *session) querySubstitutablePathInfo(ctx context.Context, p store.Path) (reply, error) {
-	found, err := x.offers(ctx, []store.Path{p})
+	found, err := x.offers(ctx, []store.Path{p}, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -120,32 +123,36 @@ func substitutable(e *protocol.Encoder, o *substitute.Offer) {
 	e.Uint64(uint64(o.NarSize))
 }
 
-// readSubstitutable reads paths. The content address that may come with one is of use only where caches are of another store
-// directory, which are not asked.
-func readSubstitutable(d *protocol.Decoder) []store.Path {
+// wanted are paths, some of them with the content address that they follow from.
+type wanted struct {
+	paths []store.Path
+	known map[store.Path]store.ContentAddress
+}
+
+func readSubstitutable(d *protocol.Decoder) wanted {
 	if d.Version < protocol.Minor(22) {
-		return d.Paths()
+		return wanted{paths: d.Paths()}
 	}
-	var list []store.Path
+	w := wanted{known: map[store.Path]store.ContentAddress{}}
 	for range d.Count() {
-		p := d.Path()
-		d.ContentAddress()
+		p, ca := d.Path(), d.ContentAddress()
 		if d.Broken() != nil {
 			break
 		}
-		list = append(list, p)
+		w.paths = append(w.paths, p)
+		w.known[p] = ca
 	}
-	return list
+	return w
 }
 
-func (x *session) querySubstitutablePathInfos(ctx context.Context, paths []store.Path) (reply, error) {
-	found, err := x.offers(ctx, paths)
+func (x *session) querySubstitutablePathInfos(ctx context.Context, q wanted) (reply, error) {
+	found, err := x.offers(ctx, q.paths, q.known)
 	if err != nil {
 		return nil, err
 	}
 	return func(e *protocol.Encoder) error {
 		e.Uint64(uint64(len(found)))
-		for _, p := range paths {
+		for _, p := range q.paths {
 			if o := found[p]; o != nil {
 				delete(found, p)
 				e.Path(p)

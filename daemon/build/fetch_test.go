@@ -713,6 +713,38 @@ func TestFetchFloating(t *testing.T) {
 	}
 }
 
+// TestFetchFromOtherStore finds a fixed output in a cache of another store directory.
+func TestFetchFromOtherStore(t *testing.T) {
+	text := "the same everywhere\n"
+	ca := store.ContentAddress{Method: store.Flat, Hash: store.SHA256.Sum([]byte(text))}
+	p, err := store.Dir("/gnu/store").FixedPath("file", ca, store.References{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := newDepot(t, archive.SecretKey{}, objectAt(p).contains(text))
+	d.files["/nix-cache-info"] = []byte("StoreDir: /gnu/store\n")
+	r := cached(t, archive.SecretKey{}, d.server.URL+"?store=/gnu/store")
+	file := r.add(drv{name: "file", script: "exit 1", hash: ca.Hash.String(), method: store.Flat})
+	res := r.result(file)
+	if res.Status != protocol.Substituted || r.read(res.Outputs["out"].OutPath) != text {
+		t.Fatalf("%+v", res)
+	}
+	if info, err := r.store.Info(r.ctx, res.Outputs["out"].OutPath); err != nil || info.CA != ca {
+		t.Errorf("%+v, %v", info, err)
+	}
+	other := r.add(drv{name: "other", script: "echo > $out"})
+	if res := r.result(other); res.Status != protocol.Built {
+		t.Errorf("%+v", res)
+	}
+	// One with other contents is not taken.
+	d.put(objectAt(p).contains("another thing\n"))
+	r = cached(t, archive.SecretKey{}, d.server.URL+"?store=/gnu/store")
+	file = r.add(drv{name: "file", script: "echo 'the same everywhere' > $out", hash: ca.Hash.String(), method: store.Flat})
+	if res := r.result(file); res.Status != protocol.Built {
+		t.Errorf("%+v", res)
+	}
+}
+
 // TestSharedFetch has two requests wait for one download, which ends when both have left.
 func TestSharedFetch(t *testing.T) {
 	key := newKey(t, "k")

@@ -36,9 +36,10 @@ type plan struct {
 	unknown []store.Path         // objects that are not valid and that no derivation here makes
 	relied  []store.Path         // objects that are valid, and must stay so
 
-	asks   []store.Path // objects of which caches must be asked
-	traces []trace      // outputs of which caches must be asked
-	drvs   []store.Path // derivations that must be fetched before planning can go on
+	asks   []store.Path                        // objects of which caches must be asked
+	fixed  map[store.Path]store.ContentAddress // of those that are fixed outputs
+	traces []trace                             // outputs of which caches must be asked
+	drvs   []store.Path                        // derivations that must be fetched before planning can go on
 }
 
 // complete reports whether nothing more has to be found out.
@@ -102,7 +103,7 @@ const (
 // In another mode than Normal what is needed to build targets again is wanted, too, when they are there.
 func makePlan(f facts, targets []protocol.Target, mode Mode, ahead int) (*plan, error) {
 	p := &planner{
-		facts: f, plan: plan{known: map[store.Path]*node{}}, ahead: ahead,
+		facts: f, plan: plan{known: map[store.Path]*node{}, fixed: map[store.Path]store.ContentAddress{}}, ahead: ahead,
 		offers: map[store.Path]answer{}, listed: map[store.Path]bool{},
 	}
 	for _, t := range targets {
@@ -405,6 +406,9 @@ func (p *planner) missing(n *node) (map[string]store.Path, answer, error) {
 		}
 		if !out.IsZero() && !p.valid(out) {
 			a = min(a, p.fetchable(out))
+			if d := n.drv.Outputs[o]; n.kind == derivation.Fixed {
+				p.fixed[out] = store.ContentAddress{Method: d.Method, Hash: d.Hash}
+			}
 		}
 		missing[o] = out
 	}

@@ -124,6 +124,9 @@ func learn(ctx context.Context, s *substitute.Search, p *plan) error {
 	if err := s.AskOutputs(ctx, outputs); err != nil {
 		return err
 	}
+	for path, ca := range p.fixed {
+		s.Expect(path, ca)
+	}
 	return s.Ask(ctx, p.asks)
 }
 

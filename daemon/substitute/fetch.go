@@ -65,7 +65,7 @@ func (o *Offer) fetchInto(ctx context.Context, in *disk.Import, p Progress) erro
 	stall := o.source.stall()
 	timer := time.AfterFunc(stall, func() { cancel(fmt.Errorf("nothing has come for %v", stall)) })
 	defer timer.Stop()
-	n := *o.NarInfo // with an address of its own
+	n := *o.there // with an address of its own
 	if p.Packed != nil {
 		defer o.source.follow(&n, p.Packed)()
 	}

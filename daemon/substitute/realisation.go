@@ -58,6 +58,9 @@ func (s *Search) AskOutputs(ctx context.Context, list []Output) error {
 // realisationOf asks one source after the other.
 func (s *Search) realisationOf(ctx context.Context, sources []*source, o Output) (*store.Realisation, error) {
 	for _, src := range sources {
+		if src.storeDir() != s.caches.pool.store.Dir() {
+			continue
+		}
 		r, err := s.realisationFrom(ctx, src, o)
 		switch {
 		case ctx.Err() != nil:

@@ -28,6 +28,7 @@ type Watch struct {
 type Offer struct {
 	*cache.NarInfo
 	source *source
+	there  *cache.NarInfo // as the source describes it; not the same when the source is of another store directory
 }
 
 // URI says where the offer comes from, without credentials.
@@ -43,6 +44,7 @@ type Search struct {
 	refused  map[refusal]bool
 	outputs  map[store.DrvOutput]*store.Realisation
 	failures map[store.Path]error // why the last offer was refused
+	contents map[store.Path]store.ContentAddress
 }
 
 // refusal is an offer that has failed.
@@ -55,8 +57,47 @@ type refusal struct {
 func (c *Caches) Search(w Watch) *Search {
 	return &Search{
 		caches: c, watch: w, found: map[store.Path]*Offer{}, refused: map[refusal]bool{}, outputs: map[store.DrvOutput]*store.Realisation{},
-		failures: map[store.Path]error{},
+		failures: map[store.Path]error{}, contents: map[store.Path]store.ContentAddress{},
 	}
+}
+
+// Expect says that a path without references has a content address. With that it is found in caches of other store directories, too.
+func (s *Search) Expect(p store.Path, ca store.ContentAddress) {
+	if s.None() || ca.IsZero() {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.contents[p] = ca
+}
+
+// there returns what a path is called in the store directory of a source, or zero when it cannot be there.
+func (s *Search) there(src *source, p store.Path) (store.Path, store.ContentAddress) {
+	dir := src.storeDir()
+	if dir == p.Dir() {
+		return p, store.ContentAddress{}
+	}
+	s.mu.Lock()
+	ca := s.contents[p]
+	s.mu.Unlock()
+	if ca.IsZero() {
+		return store.Path{}, ca
+	}
+	other, err := dir.ContentPath(p.Name(), ca, store.References{})
+	if err != nil {
+		return store.Path{}, ca
+	}
+	return other, ca
+}
+
+// here makes an offer of what a source has. One of another store directory is taken only as its contents, which must prove themselves.
+func here(src *source, p store.Path, ca store.ContentAddress, n *cache.NarInfo) *Offer {
+	if n.Path == p {
+		return &Offer{n, src, n}
+	}
+	mine := *n
+	mine.Info = store.Info{Path: p, NarHash: n.NarHash, NarSize: n.NarSize, CA: ca, References: n.References}
+	return &Offer{&mine, src, n}
 }
 
 // None reports whether there is no cache to ask.
@@ -75,7 +116,7 @@ func (s *Search) Offer(p store.Path) (o *Offer, asked bool) {
 
 // Refuse drops an offer for the rest of the search: the path must be asked for again.
 func (s *Search) Refuse(o *Offer, why error) {
-	o.source.forget(o.Path)
+	o.source.forget(o.there.Path)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.refused[refusal{o.source, o.Path}] = true
@@ -189,7 +230,11 @@ func (s *Search) offerOf(ctx context.Context, sources []*source, p store.Path) (
 		if refused {
 			continue
 		}
-		n, err := s.question(ctx, src, p)
+		other, ca := s.there(src, p)
+		if other.IsZero() {
+			continue
+		}
+		n, err := s.question(ctx, src, other)
 		switch {
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
@@ -197,12 +242,13 @@ func (s *Search) offerOf(ctx context.Context, sources []*source, p store.Path) (
 		case err != nil:
 			s.caches.report(ctx, src, err, s.watch.Warn)
 		default:
-			if err := s.caches.accept(src, &n.Info); err != nil {
+			o := here(src, p, ca, n)
+			if err := s.caches.accept(src, &o.Info); err != nil {
 				s.reject(src, p, err)
 				continue
 			}
 			src.remember(n)
-			return &Offer{n, src}, nil
+			return o, nil
 		}
 	}
 	return nil, nil

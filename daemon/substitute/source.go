@@ -68,13 +68,15 @@ type source struct {
 	key      sourceKey
 	uri      string // without credentials
 	trusted  bool
-	priority int // that the URI says, or -1
+	foreign  bool // the URI says that the cache may be of another store directory
+	priority int  // that the URI says, or -1
 	places   chan struct{}
 
 	mu       sync.Mutex // guards what follows
 	cache    Cache
-	rank     int    // the priority that counts, once ready
-	mass     bool   // it bears being asked for much
+	rank     int  // the priority that counts, once ready
+	mass     bool // it bears being asked for much
+	dir      store.Dir
 	probing  *probe // under way
 	usable   bool
 	failures int
@@ -114,6 +116,7 @@ func newSource(p *Pool, key sourceKey) *source {
 	}
 	values, _ := url.ParseQuery(query)
 	s.trusted = values.Get("trusted") == "true" || values.Get("trusted") == "1"
+	s.foreign = values.Has("store")
 	if n, err := strconv.Atoi(values.Get("priority")); err == nil && n >= 0 {
 		s.priority = n
 	}
@@ -199,7 +202,7 @@ func (s *source) probe() {
 	if p.err = err; err != nil {
 		s.pause(err)
 	} else {
-		s.rank, s.mass, s.usable = info.Priority, info.WantMassQuery, true
+		s.rank, s.mass, s.dir, s.usable = info.Priority, info.WantMassQuery, info.StoreDir, true
 	}
 	close(p.done)
 }
@@ -221,7 +224,7 @@ func (s *source) open(ctx context.Context) (Cache, *cache.Info, error) {
 	if err != nil {
 		return c, nil, explain(ctx, err)
 	}
-	if dir := s.pool.store.Dir(); info.StoreDir != dir {
+	if dir := s.pool.store.Dir(); info.StoreDir != dir && !s.foreign {
 		return c, nil, fmt.Errorf("it is for the store directory '%s', this one is '%s'", info.StoreDir, dir)
 	}
 	if s.priority >= 0 { // of a peer; package cache sees to the others
@@ -265,6 +268,13 @@ func (s *source) works() {
 	if s.usable {
 		s.failures = 0
 	}
+}
+
+// storeDir returns the store directory of a source that is ready.
+func (s *source) storeDir() store.Dir {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dir
 }
 
 // bearsMuch reports whether the source wants to be asked for what it may not have.

@@ -28,6 +28,12 @@
 // hash), or carries a signature by a key of trusted-public-keys or one that the ACL lets import, or needs none: require-sigs is false, or the URI says
 // trusted=true. Settings see to it that a client who is not trusted can say neither. Others are skipped with a warning, and the next cache is asked.
 //
+// # Other store directories
+//
+// A cache whose URI says store=DIR may be of another store directory. What is in it has other names and, if it refers to anything, other
+// contents; what refers to nothing and is addressed by content has the same. That is found by its content address, which fixed-output derivations
+// say (Expect), and must prove itself.
+//
 // # Fetching
 //
 // Fetch streams an archive into an import of the store, which checks hash and size while it is unpacked and keeps it out of sight.
