@@ -157,6 +157,9 @@ func (x *session) collectWith(ctx context.Context, opts gc.Options) (*protocol.G
 	if err != nil {
 		return nil, err
 	}
+	if opts.Action >= gc.DeleteDead && !opts.DryRun {
+		x.tell(fmt.Sprintf("note: currently hard linking saves %.2f MiB", float64(r.LinksSave)/(1<<20)))
+	}
 	freed := r.BytesFreed
 	if opts.Action < gc.DeleteDead {
 		freed = 0
@@ -206,30 +209,4 @@ func (x *session) gcWhy(ctx context.Context, p store.Path) (reply, error) {
 		chains = append(chains, protocol.Chain{Kind: string(c.Root.Kind), Link: link, Paths: c.Paths})
 	}
 	return replyJSON(chains)
-}
-
-func (x *session) optimiseStore(context.Context, struct{}) (reply, error) {
-	return nil, fmt.Errorf("optimise store: this daemon cannot do that yet")
-}
-
-// verification is the request of VerifyStore.
-type verification struct{ contents, repair bool }
-
-func readVerify(d *protocol.Decoder) verification { return verification{d.Bool(), d.Bool()} }
-
-// verifyStore tells what is wrong in lines of log. It repairs nothing: what is wrong remains.
-func (x *session) verifyStore(ctx context.Context, q verification) (reply, error) {
-	if q.repair {
-		if err := x.need(archive.Repair, "verify store: repair"); err != nil {
-			return nil, err
-		}
-		x.warn("this daemon cannot repair; it only says what is wrong")
-	}
-	r, err := x.server.store.Verify(ctx, &disk.VerifyOptions{Contents: q.contents}, func(p disk.Problem) {
-		x.say(protocol.LevelError, fmt.Sprintf("error: path '%s': %v", p.Path, p.Err))
-	})
-	if err != nil {
-		return nil, err
-	}
-	return replyBool(r.Problems > 0), nil
 }

@@ -69,6 +69,10 @@ const (
 	OpCollectGarbage2 Op = 0x6361_0006
 	// OpQueryClosure: paths → keyed path infos of the closure, references first.
 	OpQueryClosure Op = 0x6361_0007
+	// OpVerify: JSON VerifyRequest → JSON VerifyResult.
+	OpVerify Op = 0x6361_0008
+	// OpOptimise: → JSON OptimiseResult.
+	OpOptimise Op = 0x6361_0009
 )
 
 // String returns the number in decimal; names are the server's table's.

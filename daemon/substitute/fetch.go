@@ -37,7 +37,15 @@ const defaultStall = 30 * time.Second
 // Fetch downloads the object of an offer and checks it. The import, which the caller must close, holds it until Commit.
 // p is told how far it is. An error that is the cache's fault is an *OfferError.
 func (s *Search) Fetch(ctx context.Context, o *Offer, p Progress) (*disk.Import, error) {
-	in := s.caches.pool.store.Import()
+	return s.fetch(ctx, o, p, s.caches.pool.store.Import())
+}
+
+// FetchAgain is Fetch for an object that is registered, whose files Commit replaces.
+func (s *Search) FetchAgain(ctx context.Context, o *Offer, p Progress) (*disk.Import, error) {
+	return s.fetch(ctx, o, p, s.caches.pool.store.ImportAgain())
+}
+
+func (s *Search) fetch(ctx context.Context, o *Offer, p Progress, in *disk.Import) (*disk.Import, error) {
 	err := o.fetchInto(ctx, in, p)
 	if err == nil {
 		o.source.works()

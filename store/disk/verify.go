@@ -198,19 +198,20 @@ func (v *verification) object(ctx context.Context, p store.Path, n *node) (int64
 		}
 		return 0, &Problem{Kind: Unreadable, Err: err}, nil
 	}
-	for _, r := range o.References {
-		if v.s.graph.lookup(r) == nil && r != n.digest {
-			return 0, &Problem{Kind: Dangling, Err: fmt.Errorf("refers to %s, which is not valid", r)}, nil
+	var size int64
+	if v.contents || v.s.graph.lookup(n.digest) == nil {
+		var problem *Problem
+		if size, problem = v.read(ctx, p, o); problem != nil {
+			return size, problem, nil
 		}
 	}
-	if !v.contents && v.s.graph.lookup(n.digest) != nil {
-		return 0, nil, nil
+	for _, r := range o.References {
+		if v.s.graph.lookup(r) == nil && r != n.digest {
+			return size, &Problem{Kind: Dangling, Err: fmt.Errorf("refers to %s, which is not valid", r)}, nil
+		}
 	}
-	size, problem := v.read(ctx, p, o)
-	if problem == nil {
-		v.s.graph.found(n.digest)
-	}
-	return size, problem, nil
+	v.s.graph.found(n.digest)
+	return size, nil, nil
 }
 
 func (v *verification) read(ctx context.Context, p store.Path, o *meta.Object) (int64, *Problem) {

@@ -1,0 +1,96 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"cairn/archive"
+	"cairn/daemon/build"
+	"cairn/daemon/protocol"
+	"cairn/store/disk"
+)
+
+// readVerify reads the request of VerifyStore.
+func readVerify(d *protocol.Decoder) *protocol.VerifyRequest {
+	return &protocol.VerifyRequest{Contents: d.Bool(), Repair: d.Bool()}
+}
+
+// verifyStore verifies as Nix's clients ask for it, and tells what is wrong in lines of log.
+func (x *session) verifyStore(ctx context.Context, q *protocol.VerifyRequest) (reply, error) {
+	r, err := x.verifyWith(ctx, q, x.say)
+	if err != nil {
+		return nil, err
+	}
+	return replyBool(r.Left > 0), nil
+}
+
+// verify verifies as our own client asks for it: it learns what is wrong from the answer.
+func (x *session) verify(ctx context.Context, request string) (reply, error) {
+	var q protocol.VerifyRequest
+	if err := json.Unmarshal([]byte(request), &q); err != nil {
+		return nil, fmt.Errorf("verify: request: %w", err)
+	}
+	r, err := x.verifyWith(ctx, &q, nil)
+	if err != nil {
+		return nil, err
+	}
+	return replyJSON(r)
+}
+
+func (x *session) verifyWith(ctx context.Context, q *protocol.VerifyRequest, say func(protocol.Verbosity, string)) (*protocol.VerifyResult, error) {
+	if q.Repair {
+		if err := x.need(archive.Repair, "verify store: repair"); err != nil {
+			return nil, err
+		}
+	}
+	id := x.server.ids.Add(1)
+	x.tunnel.send(&protocol.Message{Kind: protocol.KindStart, ID: id, Level: protocol.LevelTalkative, Activity: protocol.ActVerifyPaths})
+	defer x.tunnel.send(&protocol.Message{Kind: protocol.KindStop, ID: id})
+	v := &build.Verification{Say: say, Progress: func(done, total, bad int) {
+		x.tunnel.send(&protocol.Message{Kind: protocol.KindResult, ID: id, Result: protocol.ResProgress, Fields: numbers(done, total, 0, bad)})
+	}}
+	if q.Repair {
+		o := x.observe()
+		defer o.end()
+		v.Builds = o
+	}
+	return x.builder().Verify(ctx, q, v)
+}
+
+// optimiseStore optimises as Nix's clients ask for it.
+func (x *session) optimiseStore(ctx context.Context, _ struct{}) (reply, error) {
+	r, err := x.optimiseWith(ctx)
+	if err != nil {
+		return nil, err
+	}
+	x.tell(fmt.Sprintf("%.2f MiB freed by hard-linking %d files", float64(r.Bytes)/(1<<20), r.Files))
+	return one, nil
+}
+
+func (x *session) optimise(ctx context.Context, _ struct{}) (reply, error) {
+	r, err := x.optimiseWith(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return replyJSON(r)
+}
+
+func (x *session) optimiseWith(ctx context.Context) (*protocol.OptimiseResult, error) {
+	id := x.server.ids.Add(1)
+	x.tunnel.send(&protocol.Message{Kind: protocol.KindStart, ID: id, Level: protocol.LevelTalkative, Activity: protocol.ActOptimise})
+	defer x.tunnel.send(&protocol.Message{Kind: protocol.KindStop, ID: id})
+	total, _ := x.server.store.Count()
+	result := func(kind protocol.ResultType, fields []protocol.Field) {
+		x.tunnel.send(&protocol.Message{Kind: protocol.KindResult, ID: id, Result: kind, Fields: fields})
+	}
+	stats, err := x.server.store.Optimise(ctx, &disk.OptimiseOptions{
+		Progress: func(t disk.LinkStats) { result(protocol.ResProgress, numbers(t.Paths, total, 0, 0)) },
+		Linked:   func(size, blocks int64) { result(protocol.ResFileLinked, numbers(int(size), int(blocks))) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	r := protocol.OptimiseResult(stats)
+	return &r, nil
+}
