@@ -69,6 +69,11 @@ func (x *session) registerDrvOutput(ctx context.Context, q realisation) (reply, 
 		if err := x.signed(r.Fingerprint(), r.Signatures); err != nil {
 			return nil, fmt.Errorf("register %s: it %w", r.ID, err)
 		}
+		list, err := x.signers()
+		if err != nil {
+			return nil, err
+		}
+		r.Signatures = keepSignatures(r.Fingerprint(), nil, r.Signatures, list)
 	}
 	return nil, x.server.store.AddRealisation(ctx, &r)
 }

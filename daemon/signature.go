@@ -40,19 +40,19 @@ func (x *session) addSignatures(ctx context.Context, q signatures) (reply, error
 			return nil, fmt.Errorf("sign %s: %w", q.path, err)
 		}
 	}
-	more := keepSignatures(info, info.Signatures, q.list, list)
+	more := keepSignatures(info.Fingerprint(), info.Signatures, q.list, list)
 	if len(more) < len(q.list) {
 		return nil, fmt.Errorf("sign %s: it has %d signatures, and only keys that may import can add more", q.path, len(info.Signatures))
 	}
 	return one, x.server.store.AddSignatures(ctx, q.path, more)
 }
 
-// keepSignatures returns which signatures a path may have beside those it has: all by keys of the list, and of the others as many as
+// keepSignatures returns which signatures a text, which describes an object or a realisation, may have beside those it has: all by keys of the list, and of the others as many as
 // there is room for, so that junk keeps no good one away.
-func keepSignatures(info *store.Info, has, more []string, list *archive.ACL) []string {
-	text, keys := []byte(info.Fingerprint()), list.Keys(archive.Import)
+func keepSignatures(text string, has, more []string, list *archive.ACL) []string {
+	keys := list.Keys(archive.Import)
 	counts := func(s string) bool {
-		_, ok := archive.VerifyText(text, []string{s}, keys)
+		_, ok := archive.VerifyText([]byte(text), []string{s}, keys)
 		return ok
 	}
 	room := maxSignatures

@@ -79,7 +79,7 @@ func (x *session) admit(a archived) error {
 	if err != nil {
 		return err
 	}
-	a.info.Signatures = keepSignatures(a.info, nil, a.info.Signatures, list)
+	a.info.Signatures = keepSignatures(a.info.Fingerprint(), nil, a.info.Signatures, list)
 	return nil
 }
 

@@ -544,6 +544,29 @@
 //	cairn store referrers /cairn/store/f2ib…-hello
 //	cairn store referrers --json ./result
 //
+// # cairn store sign
+//
+// Add signatures to objects, with -r to all that they refer to as well. The key is
+// this machine's, or that of FILE, which may be one of Nix. A signature says that the
+// path has this hash and these references; it travels with the object, and a store
+// whose access list names the key takes the object from anybody. Printed are the
+// objects that had no signature by the key.
+//
+// What is built here is signed without being asked to, with the keys of the setting
+// secret-key-files.
+//
+//	cairn store sign [--key FILE] [-r] [--dry-run] PATH… [flags]
+//	  -n, --dry-run                only print what would be signed
+//	  --json                       print JSON
+//	  --key FILE                   sign with the secret key in FILE; default: signing-key.sec of the store
+//	  -r, --recursive              sign the closure
+//
+// For example:
+//
+//	cairn store sign ./result
+//	cairn store sign -r --key ~/cache.sec ./result
+//	cairn store sign -r --dry-run /run/current-system
+//
 // # cairn store verify
 //
 // Check that every valid object is there and that all its references are valid;

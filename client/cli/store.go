@@ -31,6 +31,7 @@ func newStoreCmd(env *Env) *cobra.Command {
 		newStoreDumpCmd(env),
 		newStoreDeleteCmd(env),
 		newStoreVerifyCmd(env),
+		newStoreSignCmd(env),
 	)
 	return cmd
 }

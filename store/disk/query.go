@@ -215,6 +215,9 @@ func (s *Store) PathFromDigest(digits string) (store.Path, bool) {
 	return s.path(n), true
 }
 
+// maxSignatures is how many signatures a path may have.
+const maxSignatures = 1000
+
 // AddSignatures adds signatures to a valid path.
 func (s *Store) AddSignatures(ctx context.Context, p store.Path, signatures []string) error {
 	if p.IsZero() {
@@ -234,6 +237,9 @@ func (s *Store) AddSignatures(ctx context.Context, p store.Path, signatures []st
 		return fmt.Errorf("add signatures to %s: %w", p, err)
 	}
 	o.Signatures = sortedTexts(append(o.Signatures, signatures...))
+	if len(o.Signatures) > maxSignatures {
+		return fmt.Errorf("add signatures to %s: it would have %d, the limit is %d", p, len(o.Signatures), maxSignatures)
+	}
 	var b meta.Batch
 	b.PutObject(d, o)
 	if err := s.db.Commit(&b); err != nil {
