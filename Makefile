@@ -6,7 +6,7 @@ SHELL := /bin/bash
 export CGO_ENABLED := 0
 
 # Everything that tests, the lab and the demo use beside Go. This is the only list.
-PACKAGES := ca-certificates git gcc libc6-dev openssh-client iproute2 busybox-static python3 \
+PACKAGES := ca-certificates git gcc libc6-dev openssh-client openssh-server iproute2 busybox-static python3 \
 	systemd-container debootstrap nix-bin xz-utils e2fsprogs gpgv debian-archive-keyring binutils flex bison bc \
 	zstd bzip2 lzip brotli lz4
 

@@ -29,8 +29,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cairn/client/cli"
+	"cairn/client/peer"
 	"cairn/daemon"
 	"cairn/daemon/build"
+	"cairn/daemon/remote"
 	"cairn/daemon/sandbox"
 	"cairn/daemon/settings"
 	"cairn/store"
@@ -49,6 +51,9 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		os.Exit(0)
+	}
+	if name := filepath.Base(os.Args[0]); name == "nix-store" || name == "nix-daemon" {
+		os.Exit(cli.Main(os.Args))
 	}
 	if os.Getenv(programVariable) != "" {
 		os.Exit(cli.Main(append([]string{"cairn"}, os.Args[1:]...)))
@@ -312,7 +317,8 @@ func (w *world) startDaemon(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := build.New(d, &build.Options{Settings: set})
+	machines := remote.New(d, &remote.Options{Peer: peer.Options{Silence: 9 * time.Second}, Pause: time.Millisecond})
+	b := build.New(d, &build.Options{Settings: set, Machines: machines})
 	server := daemon.New(d, b, &daemon.Options{Settings: set})
 	l, err := daemon.Listen(layout)
 	if err != nil {
@@ -324,6 +330,7 @@ func (w *world) startDaemon(t *testing.T) {
 		server.Close()
 		<-served
 		b.Close()
+		machines.Close()
 		if _, err := d.Verify(context.Background(), &disk.VerifyOptions{Contents: true}, func(p disk.Problem) { t.Errorf("verify: %s: %v", p.Path, p.Err) }); err != nil {
 			t.Errorf("verify: %v", err)
 		}
