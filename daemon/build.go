@@ -179,9 +179,10 @@ func cmpText(texts ...string) string {
 
 func (x *session) buildPathsWithResults(ctx context.Context, q buildRequest) (reply, error) {
 	results, err := x.buildAll(ctx, q)
-	if err != nil {
-		return nil, err
-	}
+	return replyResults(results), err
+}
+
+func replyResults(results []*protocol.BuildResult) reply {
 	return func(e *protocol.Encoder) error {
 		e.Uint64(uint64(len(results)))
 		for _, r := range results {
@@ -189,7 +190,7 @@ func (x *session) buildPathsWithResults(ctx context.Context, q buildRequest) (re
 			e.BuildResult(r)
 		}
 		return nil
-	}, nil
+	}
 }
 
 // basicBuild is the request of BuildDerivation.

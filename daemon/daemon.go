@@ -34,6 +34,9 @@
 // import. A .drv becomes valid, whoever adds it, only when the outputs that it claims are its own (package disk).
 // Anybody may attach signatures; the list decides which count.
 //
+// A builder that requires "recursive-nix" has a session of another kind (inside.go), with a table of its own, in which nothing
+// exists but what the build may know.
+//
 // # Keeping alive
 //
 // What a session adds, builds or asks for with AddTempRoot is leased to it until it ends, so that
@@ -140,6 +143,7 @@ func New(s *disk.Store, b *build.Builder, opts *Options) *Server {
 	srv.setDefaults()
 	srv.access = &access{file: srv.opts.ACL, settings: srv.settings, log: srv.log}
 	srv.ctx, srv.cancel = context.WithCancelCause(context.Background())
+	b.ServeInside(srv.serveInside)
 	return srv
 }
 

@@ -95,8 +95,15 @@ var operations = []operation{
 	{op: protocol.OpOptimise, name: "Optimise", feature: protocol.FeatureCairn, long: true, handle: on(none, (*session).optimise)},
 }
 
-// find returns the row of an operation, or nil when that session has none.
-func find(op protocol.Op, f protocol.Format) *operation {
+// find returns the row of an operation, or nil when the session has none.
+func (x *session) find(op protocol.Op) *operation {
+	if x.peer.inside != nil {
+		return findIn(insideOperations, op, x.d.Format)
+	}
+	return findIn(operations, op, x.d.Format)
+}
+
+func findIn(operations []operation, op protocol.Op, f protocol.Format) *operation {
 	i, ok := slices.BinarySearchFunc(operations, op, func(row operation, op protocol.Op) int { return int(row.op) - int(op) })
 	if !ok {
 		return nil

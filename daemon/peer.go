@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cairn/archive"
+	"cairn/daemon/build"
 )
 
 // Peer is who is at the other end of a connection.
@@ -22,6 +23,8 @@ type Peer struct {
 	Trusted bool
 	// Limit, unless it is none, is all that the peer may do, even if it is trusted.
 	Limit archive.Verbs
+
+	inside *build.Restriction // not nil: the peer is a builder's client
 }
 
 // peerOf finds out who connected.

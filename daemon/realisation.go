@@ -79,9 +79,17 @@ func (x *session) registerDrvOutput(ctx context.Context, q realisation) (reply, 
 }
 
 func (x *session) queryRealisation(ctx context.Context, o output) (reply, error) {
+	return x.replyRealisation(ctx, o, func(store.Path) bool { return true })
+}
+
+// replyRealisation tells where an output is, if its path is one that may be told.
+func (x *session) replyRealisation(ctx context.Context, o output, may func(store.Path) bool) (reply, error) {
 	r, err := x.findRealisation(ctx, o)
 	if err != nil && !errors.Is(err, store.ErrNotValid) {
 		return nil, err
+	}
+	if r != nil && !may(r.OutPath) {
+		r = nil
 	}
 	return func(e *protocol.Encoder) error {
 		e.Bool(r != nil)

@@ -60,6 +60,10 @@ type session struct {
 func (s *Server) session(ctx context.Context, rw io.ReadWriteCloser, peer Peer) error {
 	x := &session{server: s, ctx: ctx, peer: peer, conn: rw, set: choices{Settings: s.settings, level: protocol.LevelInfo}, memory: memory{all: &s.memory}}
 	rights, refused := s.rightsOf(peer)
+	if peer.inside != nil {
+		rights, refused = insideRights, nil
+		x.set.Settings = peer.inside.Settings()
+	}
 	if x.rights = rights; refused == nil {
 		refused = s.enter(x)
 	}
@@ -70,7 +74,9 @@ func (s *Server) session(ctx context.Context, rw io.ReadWriteCloser, peer Peer) 
 	}
 	s.log.Debug("session", "uid", peer.UID, "pid", peer.PID, "rights", x.rights.String(), "protocol", format.Version, "features", format.Features)
 	x.lease = s.store.Lease(fmt.Sprintf("session of uid %d pid %d", peer.UID, peer.PID), 0)
-	s.welcome(peer)
+	if peer.inside == nil {
+		s.welcome(peer)
+	}
 	for {
 		more, err := x.next()
 		if err != nil || !more {
@@ -191,7 +197,7 @@ func (x *session) next() (bool, error) {
 		}
 		return false, fmt.Errorf("read request: %w", err)
 	}
-	op := find(protocol.Op(n), x.d.Format)
+	op := x.find(protocol.Op(n))
 	if op == nil {
 		err := fmt.Errorf("invalid operation %d", n)
 		x.answer(err, nil)

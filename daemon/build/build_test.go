@@ -305,10 +305,12 @@ func TestRepair(t *testing.T) {
 			os.Chmod(r.store.RealPath(paths["low"])+"/file", 0o644)
 			return os.WriteFile(r.store.RealPath(paths["low"])+"/file", []byte("lof\n"), 0o644)
 		},
-		"file gone":     func(dir string) error { os.Chmod(dir, 0o755); return os.Remove(dir + "/b") },
-		"file more":     func(dir string) error { os.Chmod(dir, 0o755); return os.WriteFile(dir+"/c", nil, 0o644) },
-		"executable":    func(dir string) error { return os.Chmod(dir+"/a", 0o555) },
-		"another thing": func(dir string) error { return errors.Join(os.RemoveAll(dir), os.WriteFile(dir, nil, 0o644)) },
+		"file gone":  func(dir string) error { os.Chmod(dir, 0o755); return os.Remove(dir + "/b") },
+		"file more":  func(dir string) error { os.Chmod(dir, 0o755); return os.WriteFile(dir+"/c", nil, 0o644) },
+		"executable": func(dir string) error { return os.Chmod(dir+"/a", 0o555) },
+		"another thing": func(dir string) error {
+			return errors.Join(os.Chmod(dir, 0o755), os.RemoveAll(dir), os.WriteFile(dir, nil, 0o644))
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if err := damage(r.store.RealPath(paths["top"])); err != nil {

@@ -24,6 +24,7 @@ import (
 //	NIX_BUILD_TOP TMPDIR TEMPDIR TMP TEMP PWD    where it is
 //	NIX_OUTPUT_CHECKED                           fixed outputs only
 //	impureEnvVars                                fixed and impure ones: the setting impure-env, or the daemon's own
+//	NIX_REMOTE                                   if "recursive-nix" is required: the way to the build's daemon
 //	NIX_LOG_FD TERM
 func (a *attempt) environment() ([]string, map[string][]byte, error) {
 	env := map[string]string{
@@ -60,6 +61,9 @@ func (a *attempt) environment() ([]string, map[string][]byte, error) {
 			}
 			env[name] = value
 		}
+	}
+	if a.requires(featureRecursive) {
+		env["NIX_REMOTE"] = "unix://" + buildDir + "/" + socketName
 	}
 	env["NIX_LOG_FD"], env["TERM"] = "2", "xterm-256color"
 	list := make([]string, 0, len(env))

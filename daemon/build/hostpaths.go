@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"cairn/daemon/sandbox"
+	"cairn/store"
 )
 
 // DefaultSandboxPaths gives builders a /bin/sh when the host has one: a static busybox, which needs
@@ -137,4 +138,102 @@ func interpreter(f *elf.File) string {
 		}
 	}
 	return ""
+}
+
+// hostMounts are what the setting sandbox-paths shows to builders, and then what of the usual paths lies elsewhere:
+//
+//	target              the same outside
+//	target=source
+//	…?                  unless it is missing
+//
+// A source in the store brings its closure, which is held as long as the build runs.
+func (a *attempt) hostMounts() ([]sandbox.Mount, error) {
+	seen := map[string]string{}
+	var roots []store.Path
+	for _, word := range a.b.settings.SandboxPaths {
+		p, err := a.addSettingPath(seen, word)
+		if err != nil {
+			return nil, fmt.Errorf("sandbox path %s: %w", word, err)
+		}
+		if !p.IsZero() {
+			roots = append(roots, p)
+		}
+	}
+	if err := a.addClosure(seen, roots); err != nil {
+		return nil, fmt.Errorf("sandbox paths: %w", err)
+	}
+	usual, err := a.b.shell.mounts()
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range usual {
+		if !covered(seen, m.Target) {
+			seen[m.Target] = m.Source
+		}
+	}
+	list := make([]sandbox.Mount, 0, len(seen))
+	for _, target := range slices.Sorted(maps.Keys(seen)) {
+		list = append(list, sandbox.Mount{Source: seen[target], Target: target})
+	}
+	return list, nil
+}
+
+// covered reports whether a target or a directory above it is there.
+func covered(seen map[string]string, target string) bool {
+	for ; target != "/"; target = filepath.Dir(target) {
+		if _, ok := seen[target]; ok {
+			return true
+		}
+	}
+	return false
+}
+
+// addSettingPath adds what one word of sandbox-paths says, and returns the object that its source lies in, if any.
+func (a *attempt) addSettingPath(seen map[string]string, word string) (store.Path, error) {
+	text, optional := strings.CutSuffix(word, "?")
+	target, source, ok := strings.Cut(text, "=")
+	if !ok {
+		source = target
+	}
+	if !filepath.IsAbs(target) || filepath.Clean(target) != target || target == "/" {
+		return store.Path{}, errors.New("target is not an absolute clean path")
+	}
+	p, rest, err := a.b.store.Dir().Within(source)
+	if err != nil {
+		err := addHostPath(seen, target, source)
+		if optional && errors.Is(err, os.ErrNotExist) {
+			return store.Path{}, nil
+		}
+		return store.Path{}, err
+	}
+	if !a.b.store.IsValid(p) {
+		if optional {
+			return store.Path{}, nil
+		}
+		return store.Path{}, fmt.Errorf("%s: %w", p, store.ErrNotValid)
+	}
+	if target != p.String() {
+		seen[target] = filepath.Join(a.b.store.RealPath(p), rest)
+	}
+	return p, nil
+}
+
+// addClosure adds objects and all that they refer to, but what the builder sees anyway.
+func (a *attempt) addClosure(seen map[string]string, roots []store.Path) error {
+	if len(roots) == 0 {
+		return nil
+	}
+	if err := a.lease.Hold(roots...); err != nil {
+		return err
+	}
+	closure, err := a.b.store.Closure(roots...)
+	if err != nil {
+		return err
+	}
+	for _, p := range closure {
+		if !slices.Contains(a.inputs, p) {
+			seen[p.String()] = a.b.store.RealPath(p)
+		}
+	}
+	return nil
 }

@@ -32,6 +32,7 @@ type core struct {
 	downloads chan struct{} // a token for each running download
 	serial    uint64
 	slots     map[uint32]bool
+	inside    ServeFunc // who serves builders that ask
 	work      sync.WaitGroup
 }
 
@@ -68,9 +69,10 @@ type job struct {
 	dependents []*job
 	begun      *Event // Started, for who comes later
 	log        *logWriter
-	child      *job        // the resolved derivation's
-	broken     *job        // the first dep that failed
-	lease      *disk.Lease // holds what it needs and what it makes, until nobody waits for it
+	child      *job         // the resolved derivation's
+	broken     *job         // the first dep that failed
+	inner      map[*job]int // what its builder has asked for and waits for, with how often
+	lease      *disk.Lease  // holds what it needs and what it makes, until nobody waits for it
 
 	watches atomic.Pointer[[]*watch] // the list is never changed, only replaced, under core.mu
 

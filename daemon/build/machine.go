@@ -108,9 +108,10 @@ func (j *job) perform(ctx context.Context, r *protocol.BuildResult) (map[string]
 			return nil, err
 		}
 		if m == nil {
-			defer release()
+			place := &seat{core: j.b.core, release: release}
+			defer place.end()
 			j.begin("")
-			return (&attempt{job: j, drv: j.drv}).run(ctx, r)
+			return (&attempt{job: j, drv: j.drv, seat: place}).run(ctx, r)
 		}
 		j.begin(m.Name())
 		paths, err := (&attempt{job: j, drv: j.drv, machine: m}).runAway(ctx, r)

@@ -82,6 +82,9 @@ func (b *Builder) blame(results []*protocol.BuildResult, mended map[store.Path]e
 }
 
 func statusOf(err error) protocol.Status {
+	if err == nil {
+		return protocol.Built
+	}
 	if f, ok := errors.AsType[*Failure](err); ok {
 		return f.Status
 	}

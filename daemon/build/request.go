@@ -58,7 +58,7 @@ func (q *request) run(ctx context.Context) ([]*protocol.BuildResult, error) {
 		}
 		q.b.release(held)
 		held = made
-		if err := q.b.await(ctx, jobs); err != nil {
+		if err := q.b.awaitInside(ctx, jobs); err != nil {
 			return nil, err
 		}
 		if !q.refuse(jobs) {

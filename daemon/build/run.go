@@ -322,6 +322,7 @@ type attempt struct {
 	work    string // directory of ours below the store directory
 	log     *logWriter
 	uid     uint32
+	seat    *seat
 	keys    []archive.SecretKey // that sign the outputs
 }
 
@@ -356,7 +357,11 @@ func (a *attempt) run(ctx context.Context, r *protocol.BuildResult) (map[string]
 		return nil, err
 	}
 	r.TimesBuilt = 1
-	return a.finish(ctx, r)
+	paths, err := a.finish(ctx, r)
+	if status := statusOf(err); a.b.settings.KeepFailed && (status == protocol.OutputRejected || status == protocol.NotDeterministic) {
+		a.keep()
+	}
+	return paths, err
 }
 
 // collectInputs holds the inputs and finds everything that the builder may see.
@@ -470,7 +475,11 @@ func (a *attempt) sandboxed(ctx context.Context, r *protocol.BuildResult) error 
 	if err != nil {
 		return err
 	}
-	st, err := sandbox.Run(ctx, spec, a.log)
+	run := func() (sandbox.Status, error) { return sandbox.Run(ctx, spec, a.log) }
+	if a.requires(featureRecursive) {
+		run = func() (sandbox.Status, error) { return a.runRecursive(ctx, spec) }
+	}
+	st, err := run()
 	a.log.Close()
 	r.CPUUser, r.CPUSystem = &st.User, &st.System
 	var setup *sandbox.SetupError
@@ -531,7 +540,7 @@ func (a *attempt) spec() (*sandbox.Spec, error) {
 	for _, p := range a.inputs {
 		s.Mounts = append(s.Mounts, sandbox.Mount{Source: a.b.store.RealPath(p), Target: p.String()})
 	}
-	host, err := a.b.shell.mounts()
+	host, err := a.hostMounts()
 	if err != nil {
 		return nil, err
 	}

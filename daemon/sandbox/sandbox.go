@@ -126,6 +126,12 @@ func (e *SetupError) Error() string {
 // When it returns, nothing of the builder is running any more.
 // The error is nil whenever the builder itself was started, and ctx's cause when that ended it.
 func Run(ctx context.Context, spec *Spec, log io.Writer) (Status, error) {
+	return RunOpen(ctx, spec, log, nil)
+}
+
+// RunOpen is Run for a sandbox that gets further mounts while its builder runs: opened is called with it when its
+// first process is there. It may not be used before the builder shows that it runs.
+func RunOpen(ctx context.Context, spec *Spec, log io.Writer, opened func(*Box)) (Status, error) {
 	data, err := json.Marshal(spec)
 	if err != nil {
 		return Status{}, fmt.Errorf("sandbox: encode spec: %w", err)
@@ -146,8 +152,13 @@ func Run(ctx context.Context, spec *Spec, log io.Writer) (Status, error) {
 	}
 	stop := context.AfterFunc(ctx, func() { p.cmd.Process.Kill() })
 	defer stop()
+	box := &Box{pid: p.cmd.Process.Pid}
+	if opened != nil {
+		opened(box)
+	}
 	copied := p.copyLog(log)
 	reported, _ := p.collect()
+	box.end()
 	waitErr := p.cmd.Wait()
 	p.finishLog(copied)
 	if ctx.Err() != nil {

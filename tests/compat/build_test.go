@@ -4,6 +4,8 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -13,6 +15,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"cairn/daemon"
+	"cairn/daemon/build"
+	"cairn/daemon/settings"
 )
 
 // likeOurs has nix build as we always do: in a sandbox with a static shell.
@@ -453,3 +459,107 @@ func TestChannel(t *testing.T) {
 }
 
 var timeZero time.Time
+
+// serve starts a second daemon of ours on the same store with other settings, and returns the side that uses it.
+func (w *world) serve(t *testing.T, conf map[string]string) *side {
+	t.Helper()
+	set := settings.Defaults()
+	for name, value := range conf {
+		if err := set.Set(name, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	layout := w.ours.store.Layout()
+	layout.SocketPath = filepath.Join(w.root, fmt.Sprintf("s%d", time.Now().UnixNano()))
+	b := build.New(w.ours.store, &build.Options{Settings: set})
+	server := daemon.New(w.ours.store, b, &daemon.Options{Settings: set})
+	l, err := daemon.Listen(layout)
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(context.Background(), l) }()
+	t.Cleanup(func() {
+		server.Close()
+		<-served
+		b.Close()
+	})
+	s := *w.ours
+	s.t, s.conn = t, layout.SocketPath
+	s.env = append(slices.DeleteFunc(slices.Clone(s.env), func(v string) bool { return strings.HasPrefix(v, "NIX_DAEMON_SOCKET_PATH=") }), "NIX_DAEMON_SOCKET_PATH="+layout.SocketPath)
+	return &s
+}
+
+// features are what some tests need of both sides.
+const features = "nix-command ca-derivations impure-derivations recursive-nix"
+
+// TestRecursive runs the real client in a build, which adds, evaluates, builds and asks.
+func TestRecursive(t *testing.T) {
+	w := newWorld(t)
+	secret := w.theirs.run("nix-instantiate", "--eval", "--json", "-E", `builtins.toFile "secret" "not for the build"`)
+	w.ours.run("nix-instantiate", "--eval", "--json", "-E", `builtins.toFile "secret" "not for the build"`)
+	w.file(t, "rec.nix", `{ secret }: let
+  sh = name: script: extra: derivation ({ inherit name; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-ec" script ]; } // extra);
+  input = sh "input" "echo input > $out" {};
+in sh "recursive" ''
+    export PATH=/usr/bin:/bin HOME=/build NIX_STATE_DIR=/build/var NIX_CONF_DIR=/build/conf NIX_STORE_DIR=$NIX_STORE NIX_PATH= NIX_CONFIG="experimental-features = nix-command ca-derivations"
+    mkdir -p /build/conf $out
+    echo hello > file
+    added=$(nix-store --add file)
+    cat $added > $out/added
+    cat > inner.nix <<EOF
+    let sh = name: script: derivation { inherit name; system = "$system"; builder = "/bin/sh"; args = [ "-ec" script ]; };
+        low = sh "inner-low" "echo low > \\\$out";
+    in sh "inner" "echo \''${low} > \\\$out; echo $added >> \\\$out"
+EOF
+    inner=$(nix-build inner.nix --no-out-link)
+    cat $inner > $out/inner
+    while read -r p; do cat $p > /dev/null; done < $inner
+    echo $inner > $out/ref
+    nix-store -qR $inner > $out/closure
+    nix-store -q --references $inner > $out/references
+    nix path-info --json $inner | sed 's/.*"narHash":"\([^"]*\)".*/\1/' > $out/hash
+    nix-store -q --hash ${input} > $out/input
+    if nix-store -q --hash ${secret} 2> err; then echo "sees the secret"; exit 1; fi
+    if nix-store -r ${secret} 2> err; then echo "gets the secret"; exit 1; fi
+    if [ -e ${secret} ]; then echo "the secret is there"; exit 1; fi
+    nix-store --gc 2> err
+    cat $inner > /dev/null
+    echo done > $out/end
+  '' { requiredSystemFeatures = [ "recursive-nix" ]; inherit input; }`)
+	tools := []string{"/bin/sh=/usr/bin/busybox"}
+	for _, name := range []string{"nix-store", "nix-build", "nix", "nix-instantiate"} {
+		tools = append(tools, "/usr/bin/"+name+"=/usr/bin/nix")
+	}
+	for _, name := range []string{"mkdir", "cat", "sed"} {
+		tools = append(tools, "/usr/bin/"+name+"=/usr/bin/busybox")
+	}
+	ours := w.serve(t, map[string]string{"experimental-features": features, "sandbox-paths": strings.Join(tools, " "), "max-jobs": "1"})
+	theirTools := append(slices.Clone(tools), "/lib", "/lib64", "/usr/lib")
+	args := []string{"nix-build", "rec.nix", "--no-out-link", "--argstr", "secret", strings.Trim(secret, `"`)}
+	theirs := *w.theirs // without the daemon, whose features these are not
+	theirs.env = append(slices.Clone(theirs.env), "NIX_REMOTE=local")
+	a := theirs.try(nil, append(args, "--option", "sandbox", "true", "--option", "sandbox-paths", strings.Join(theirTools, " "),
+		"--option", "experimental-features", features, "--option", "system-features", "recursive-nix", "--max-jobs", "2")...)
+	b := ours.try(nil, args...)
+	if b.code != 0 {
+		t.Fatalf("cairn: %d %s\nnix: %d %s", b.code, b.err, a.code, a.err)
+	}
+	path := strings.TrimSpace(b.out)
+	if a.code != 0 {
+		t.Errorf("nix: %d %s", a.code, a.err)
+	} else if a.out != b.out {
+		t.Errorf("nix: %s cairn: %s", a.out, b.out)
+	}
+	for _, s := range []*side{w.theirs, ours} {
+		if a.code != 0 && s == w.theirs {
+			continue
+		}
+		t.Logf("%s: %s", s.name, s.run("sh", "-c", "cd "+path+" && for f in *; do echo $f: $(cat $f); done"))
+	}
+	if a.code == 0 {
+		w.same(t, "sh", "-c", "cd "+path+" && for f in *; do echo $f: $(cat $f); done")
+		w.same(t, "nix-store", "-q", "--references", path)
+		w.same(t, "nix-store", "-qR", path)
+	}
+}
