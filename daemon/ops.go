@@ -91,8 +91,8 @@ var operations = []operation{
 	{op: protocol.OpStatus, name: "Status", verb: archive.Connect, feature: protocol.FeatureCairn, handle: on(none, (*session).status)},
 	{op: protocol.OpCollectGarbage2, name: "CollectGarbage2", verb: archive.Connect, feature: protocol.FeatureCairn, long: true, handle: on(readCollect, (*session).collect)},
 	{op: protocol.OpQueryClosure, name: "QueryClosure", verb: archive.Connect, feature: protocol.FeatureCairn, handle: on((*protocol.Decoder).Paths, (*session).queryClosure)},
-	{op: protocol.OpVerify, name: "Verify", feature: protocol.FeatureCairn, long: true, handle: on(readCollect, (*session).verify)},
-	{op: protocol.OpOptimise, name: "Optimise", feature: protocol.FeatureCairn, long: true, handle: on(none, (*session).optimise)},
+	{op: protocol.OpVerify, name: "Verify", verb: archive.Verify, feature: protocol.FeatureCairn, long: true, handle: on(readCollect, (*session).verify)},
+	{op: protocol.OpOptimise, name: "Optimise", verb: archive.Verify, feature: protocol.FeatureCairn, long: true, handle: on(none, (*session).optimise)},
 }
 
 // find returns the row of an operation, or nil when the session has none.

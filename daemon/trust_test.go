@@ -125,7 +125,7 @@ func requestOf(op protocol.Op, e *protocol.Encoder, p store.Path) (upload []byte
 		e.Path(p)
 	case protocol.OpQueryDerivationOutputs, protocol.OpQueryDerivationOutputNames, protocol.OpQueryDerivationOutputMap, protocol.OpFollowLog, protocol.OpNarFromPath:
 		e.Path(drv)
-	case protocol.OpSyncWithGC, protocol.OpFindRoots, protocol.OpQueryAllValidPaths, protocol.OpQueryFailedPaths, protocol.OpStatus, protocol.OpImportPaths, protocol.OpOptimiseStore:
+	case protocol.OpSyncWithGC, protocol.OpFindRoots, protocol.OpQueryAllValidPaths, protocol.OpQueryFailedPaths, protocol.OpStatus, protocol.OpImportPaths, protocol.OpOptimiseStore, protocol.OpOptimise:
 	case protocol.OpQueryValidPaths:
 		e.Paths(nil)
 		e.Bool(true)
@@ -191,6 +191,8 @@ func requestOf(op protocol.Op, e *protocol.Encoder, p store.Path) (upload []byte
 		e.Bool(false)
 	case protocol.OpCollectGarbage2:
 		e.Text(`{"dryRun":true}`)
+	case protocol.OpVerify:
+		e.Text(`{}`)
 	default:
 		return nil, false
 	}
