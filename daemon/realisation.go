@@ -8,6 +8,7 @@ import (
 	"cairn/archive"
 	"cairn/daemon/protocol"
 	"cairn/daemon/substitute"
+	"cairn/derivation"
 	"cairn/store"
 )
 
@@ -52,30 +53,69 @@ func readRealisation(d *protocol.Decoder) realisation {
 	return realisation{r: r}
 }
 
-// registerDrvOutput believes trusted peers and keys that may import.
+// registerDrvOutput records under both names, by hash and by path, as far as the other one is known. It believes trusted peers and keys that may import.
 func (x *session) registerDrvOutput(ctx context.Context, q realisation) (reply, error) {
 	r := q.r
 	if q.byPath {
 		id, err := x.server.drvOutput(q.path)
-		if err != nil {
+		if err != nil && !errors.Is(err, store.ErrNotValid) {
 			return nil, fmt.Errorf("register output %s of %s: %w", q.path.Output, q.path.Drv, err)
 		}
 		r.ID = id
 	}
-	if !x.may(archive.Import) {
-		if known, err := x.server.store.Realisation(r.ID); err == nil && known.OutPath == r.OutPath {
-			return nil, nil // nothing new
-		}
-		if err := x.signed(r.Fingerprint(), r.Signatures); err != nil {
-			return nil, fmt.Errorf("register %s: it %w", r.ID, err)
-		}
-		list, err := x.signers()
-		if err != nil {
-			return nil, err
-		}
-		r.Signatures = keepSignatures(r.Fingerprint(), nil, r.Signatures, list)
+	if err := x.admitRealisation(q, &r); err != nil {
+		return nil, err
 	}
-	return nil, x.server.store.AddRealisation(ctx, &r)
+	if q.byPath {
+		return nil, x.server.realise(ctx, q.path, r.ID, r.OutPath, nil, r.Signatures)
+	}
+	at := protocol.PathOutput{Drv: x.server.hashes.known(r.ID.Drv), Output: r.ID.Output}
+	if err := x.server.store.AddRealisation(ctx, &r); err != nil {
+		return nil, err
+	}
+	return nil, x.server.realise(ctx, at, store.DrvOutput{}, r.OutPath, nil, nil)
+}
+
+// admitRealisation says whether the peer may register what it wants to.
+func (x *session) admitRealisation(q realisation, r *store.Realisation) error {
+	if x.may(archive.Import) {
+		return nil
+	}
+	if r.ID.Drv.IsZero() {
+		return fmt.Errorf("register output %s of %s: its derivation is not valid here, and it %w", q.path.Output, q.path.Drv, store.ErrUntrusted)
+	}
+	if known, err := x.server.store.Realisation(r.ID); err == nil && known.OutPath == r.OutPath {
+		r.Signatures = nil // nothing new
+		return nil
+	}
+	if err := x.signed(r.Fingerprint(), r.Signatures); err != nil {
+		return fmt.Errorf("register %s: it %w", r.ID, err)
+	}
+	list, err := x.signers()
+	if err != nil {
+		return err
+	}
+	r.Signatures = keepSignatures(r.Fingerprint(), nil, r.Signatures, list)
+	return nil
+}
+
+// realise records a realisation under those of its names that are not zero. Signatures of one generation sign
+// its own name.
+func (s *Server) realise(ctx context.Context, at protocol.PathOutput, id store.DrvOutput, out store.Path, byHash, byPath []string) error {
+	if !at.Drv.IsZero() {
+		if old, err := s.store.LinkedOutput(at.Drv, at.Output); err == nil && old.OutPath != out {
+			return fmt.Errorf("register output %s of %s as %s: it is realised by %s", at.Output, at.Drv, out, old.OutPath)
+		}
+	}
+	if !id.Drv.IsZero() {
+		if err := s.store.AddRealisation(ctx, &store.Realisation{ID: id, OutPath: out, Signatures: byHash}); err != nil {
+			return err
+		}
+	}
+	if at.Drv.IsZero() {
+		return nil
+	}
+	return s.store.LinkOutput(ctx, at.Drv, at.Output, out, byPath...)
 }
 
 func (x *session) queryRealisation(ctx context.Context, o output) (reply, error) {
@@ -106,16 +146,21 @@ func (x *session) replyRealisation(ctx context.Context, o output, may func(store
 	}, nil
 }
 
-// findRealisation returns what is known here or, if nothing is, what a cache says.
+// findRealisation returns what is known here under either name or, if nothing is, what a cache says.
 func (x *session) findRealisation(ctx context.Context, o output) (*store.Realisation, error) {
 	if o.byPath {
-		id, err := x.server.drvOutput(o.path)
-		if err != nil {
+		r, err := x.server.store.LinkedOutput(o.path.Drv, o.path.Output)
+		if !errors.Is(err, store.ErrNotValid) {
+			return r, err
+		}
+		if o.id, err = x.server.drvOutput(o.path); err != nil {
 			return nil, err
 		}
-		o.id = id
 	}
 	r, err := x.server.store.Realisation(o.id)
+	if err == nil && o.byPath {
+		return r, x.server.realise(ctx, o.path, store.DrvOutput{}, r.OutPath, nil, nil)
+	}
 	if !errors.Is(err, store.ErrNotValid) || x.builder().Caches().None() {
 		return r, err
 	}
@@ -127,4 +172,32 @@ func (x *session) findRealisation(ctx context.Context, o output) (*store.Realisa
 		return r, nil
 	}
 	return nil, err
+}
+
+// learn records the realisations of a derivation that is about to become valid under their hash, if they came by path, when
+// its hash was not known.
+func (s *Server) learn(ctx context.Context, d *derivation.Derivation) error {
+	kind, err := d.Kind()
+	if err != nil || kind != derivation.Floating && kind != derivation.Deferred {
+		return err
+	}
+	drv, err := d.Path(s.store.Dir())
+	if err != nil {
+		return err
+	}
+	for _, name := range d.OutputNames() {
+		id, err := s.hashes.get().DrvOutput(d, name)
+		if err != nil {
+			return err
+		}
+		s.hashes.note(id.Drv, drv)
+		r, err := s.store.LinkedOutput(drv, name)
+		if err != nil {
+			continue // there is none
+		}
+		if err := s.store.AddRealisation(ctx, &store.Realisation{ID: id, OutPath: r.OutPath}); err != nil {
+			s.log.Warn("record realisation under its hash", "derivation", drv, "error", err)
+		}
+	}
+	return nil
 }

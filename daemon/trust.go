@@ -106,7 +106,10 @@ func (x *session) checkedDerivation(name string, archived bool, r io.Reader) ([]
 	if err != nil {
 		return nil, err
 	}
-	return all, x.server.hashes.get().CheckOutputs(d, dir)
+	if err := x.server.hashes.get().CheckOutputs(d, dir); err != nil {
+		return nil, err
+	}
+	return all, x.server.learn(x.ctx, d)
 }
 
 func readAtMost(r io.Reader, limit int64) ([]byte, error) {
@@ -146,10 +149,14 @@ type hashes struct {
 	mu     sync.Mutex // guards what follows
 	now    *derivation.Hashes
 	loaded int
+	drvs   map[store.Hash]store.Path // by hash, of those that were added lately and whose outputs need realisations
 }
 
 // maxHashes is how many derivations' hashes are remembered.
 const maxHashes = 200_000
+
+// maxKnown is how many derivations are known by hash.
+const maxKnown = 50_000
 
 func (h *hashes) get() *derivation.Hashes {
 	h.mu.Lock()
@@ -158,6 +165,23 @@ func (h *hashes) get() *derivation.Hashes {
 		h.now, h.loaded = derivation.NewHashes(h.load), 0
 	}
 	return h.now
+}
+
+// note remembers which derivation has a hash.
+func (h *hashes) note(hash store.Hash, drv store.Path) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.drvs == nil || len(h.drvs) > maxKnown {
+		h.drvs = map[store.Hash]store.Path{}
+	}
+	h.drvs[hash] = drv
+}
+
+// known returns the derivation with a hash, or the zero value.
+func (h *hashes) known(hash store.Hash) store.Path {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.drvs[hash]
 }
 
 // load reads a valid derivation.

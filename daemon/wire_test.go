@@ -6,6 +6,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"cairn/archive"
 	"cairn/archive/wire"
@@ -285,6 +286,111 @@ func TestOldClientsGetNoActivities(t *testing.T) {
 		}
 		if m.Kind != protocol.KindNext {
 			t.Errorf("message %x", uint64(m.Kind))
+		}
+	}
+}
+
+// query asks for the realisation of an output of drv by path or by hash.
+func (c *raw) query(name protocol.PathOutput, id store.DrvOutput) (out store.Path) {
+	c.t.Helper()
+	c.send(protocol.OpQueryRealisation, func(e *protocol.Encoder) {
+		if e.Has(protocol.FeatureRealisations) {
+			e.PathOutput(name)
+		} else {
+			e.DrvOutput(id)
+		}
+	})
+	c.last()
+	if !c.d.Bool() {
+		return out
+	}
+	if c.d.Has(protocol.FeatureRealisations) {
+		out = c.d.Unkeyed().OutPath
+	} else {
+		out = c.d.Realisation().OutPath
+	}
+	if err := c.d.Err(); err != nil {
+		c.t.Fatal(err)
+	}
+	return out
+}
+
+// register registers it in one of the two ways.
+func (c *raw) register(name protocol.PathOutput, id store.DrvOutput, out store.Path, signatures ...string) {
+	c.t.Helper()
+	c.send(protocol.OpRegisterDrvOutput, func(e *protocol.Encoder) {
+		if e.Has(protocol.FeatureRealisations) {
+			e.PathOutput(name)
+			e.Unkeyed(store.Realisation{OutPath: out, Signatures: signatures})
+		} else {
+			e.Realisation(store.Realisation{ID: id, OutPath: out, Signatures: signatures})
+		}
+	})
+	c.last()
+}
+
+// TestRealisationsWithoutDerivation registers in one way and asks in the other, while the derivation is valid before, after or in between.
+func TestRealisationsWithoutDerivation(t *testing.T) {
+	r := start(t, nil)
+	c := r.dial()
+	out := addText(t, c, "out", "x").Path
+	young, old := r.raw(38, protocol.FeatureRealisations), r.raw(34)
+	drop := func(p store.Path) {
+		t.Helper()
+		c.Close()
+		for range 200 { // the session that has just been closed may hold it for a moment
+			if _, err := r.dial().Collect(t.Context(), &protocol.GCRequest{Paths: []store.Path{p}}, nil); err == nil {
+				break
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		if r.store.IsValid(p) {
+			t.Fatalf("%s is still valid", p)
+		}
+		c = r.dial()
+	}
+	keep := r.dial()
+	keep.AddTempRoot(t.Context(), out)
+
+	first := script(t, c, "first", "true", true)
+	name, id := protocol.PathOutput{Drv: first, Output: "out"}, drvOutput(t, r, first)
+	old.register(name, id, out)
+	drop(first)
+	if got := young.query(name, id); got != out {
+		t.Errorf("registered by hash with its derivation, asked by path without: %s", got)
+	}
+
+	second := script(t, c, "second", "true; true", true)
+	name, id = protocol.PathOutput{Drv: second, Output: "out"}, drvOutput(t, r, second)
+	drop(second)
+	young.register(name, id, out, "key:c2ln")
+	if got := young.query(name, id); got != out {
+		t.Errorf("registered and asked by path without derivation: %s", got)
+	}
+	if got := old.query(name, id); !got.IsZero() {
+		t.Errorf("the hash cannot be known yet: %s", got)
+	}
+	script(t, c, "second", "true; true", true)
+	if got := old.query(name, id); got != out {
+		t.Errorf("registered by path before there is the derivation, asked by hash: %s", got)
+	}
+	other := addText(t, c, "other", "y").Path
+	young.send(protocol.OpRegisterDrvOutput, func(e *protocol.Encoder) {
+		e.PathOutput(name)
+		e.Unkeyed(store.Realisation{OutPath: other})
+	})
+	if m := young.next(); m.Kind != protocol.KindError || !strings.Contains(m.Err.Text, "it is realised by") {
+		t.Errorf("a second realisation: %+v", m)
+	}
+	drop(second)
+	if got := old.query(name, id); got != out {
+		t.Errorf("by hash after the derivation went: %s", got)
+	}
+	keep.Close()
+	drop(out)
+	for _, asker := range []*raw{young, old} {
+		if got := asker.query(name, id); !got.IsZero() {
+			t.Errorf("the output is gone, but realises: %s", got)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"cairn/store"
 	"cairn/store/meta"
@@ -58,9 +59,10 @@ func (s *Store) RealisationsOf(p store.Path) ([]store.DrvOutput, error) {
 	return s.db.RealisationsOf(meta.DigestOf(p))
 }
 
-// LinkOutput records that a build of the valid derivation drv has made the valid path out, so that
-// Outputs and Derivers know it although the derivation does not say so.
-func (s *Store) LinkOutput(ctx context.Context, drv store.Path, output string, out store.Path) error {
+// LinkOutput records that the derivation drv, valid or not, has made the valid path out, so that
+// Outputs and Derivers know it although the derivation does not say so. It stays when the derivation goes.
+// Signatures are added to those there are.
+func (s *Store) LinkOutput(ctx context.Context, drv store.Path, output string, out store.Path, signatures ...string) error {
 	if drv.IsZero() || out.IsZero() {
 		return fmt.Errorf("link output %q: no path", output)
 	}
@@ -70,16 +72,35 @@ func (s *Store) LinkOutput(ctx context.Context, drv store.Path, output string, o
 		return err
 	}
 	defer unlock()
-	for _, p := range []store.Path{drv, out} {
-		if !s.IsValid(p) {
-			return fmt.Errorf("link output %q: %w", output, notValid(p))
+	if !s.IsValid(out) {
+		return fmt.Errorf("link output %q: %w", output, notValid(out))
+	}
+	if old, err := s.db.Output(dd, output); err == nil && old.Path == out {
+		if !old.Realised {
+			return nil // the derivation says so itself
+		}
+		if signatures = sortedTexts(append(signatures, old.Signatures...)); slices.Equal(signatures, old.Signatures) {
+			return nil
 		}
 	}
 	var b meta.Batch
-	b.PutOutput(dd, output, out, true)
+	b.PutOutput(dd, output, out, true, sortedTexts(signatures)...)
 	s.flag(dd, true, false)
 	s.flag(od, false, true)
 	return s.db.Commit(&b)
+}
+
+// LinkedOutput returns what LinkOutput has recorded of an output whose path is valid, without an id, or an error that is
+// store.ErrNotValid.
+func (s *Store) LinkedOutput(drv store.Path, output string) (*store.Realisation, error) {
+	o, err := s.db.Output(meta.DigestOf(drv), output)
+	if errors.Is(err, meta.ErrNotFound) || err == nil && (!o.Realised || !s.IsValid(o.Path)) {
+		return nil, fmt.Errorf("realisation of %s!%s: %w", drv, output, store.ErrNotValid)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &store.Realisation{OutPath: o.Path, Signatures: o.Signatures}, nil
 }
 
 // Outputs returns the outputs of a valid derivation whose paths are known, valid or not.

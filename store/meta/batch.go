@@ -81,13 +81,20 @@ func (b *Batch) DeleteRealisation(id store.DrvOutput, out Digest) {
 }
 
 // PutOutput says that the output of derivation drv is the object out;
-// realised tells that only a realisation says so, so that the row goes with the object.
-func (b *Batch) PutOutput(drv Digest, output string, out store.Path, realised bool) {
-	v := []byte{1, 0}
+// realised tells that only a realisation says so, so that the row goes with the object, and stays without the derivation;
+// signatures are of that realisation.
+func (b *Batch) PutOutput(drv Digest, output string, out store.Path, realised bool, signatures ...string) {
+	v := []byte{recordVersion, 0}
 	if realised {
-		v[1] = 1
+		v[1] |= flagRealised
+	}
+	if len(signatures) > 0 {
+		v[1] |= flagSigned
 	}
 	v, err := appendString(v, out.Base())
+	if err == nil && len(signatures) > 0 {
+		v, err = appendStrings(v, signatures)
+	}
 	if err != nil {
 		b.fail(err)
 		return

@@ -25,7 +25,7 @@ func (f *Forgetter) Close() {
 	f.txn.Discard()
 }
 
-// Object adds to b the deletion of an object; if it is a derivation, of the rows of its outputs; if it
+// Object adds to b the deletion of an object; if it is a derivation, of the rows of its outputs that it names itself; if it
 // is an output, of its realisations and of what rests on them. What derivations say of an
 // output by themselves stays.
 func (f *Forgetter) Object(b *Batch, object Digest, isDrv, isOut bool) error {
@@ -48,7 +48,7 @@ func (f *Forgetter) outputs(b *Batch, drv Digest) error {
 	prefix := outputKey(drv, "")
 	return f.scan(prefix, func(key, value []byte) error {
 		o, err := decodeOutput(f.db.store, string(key[len(prefix):]), value)
-		if err == nil {
+		if err == nil && !o.Realised {
 			b.deleteOutput(drv, o.Name, DigestOf(o.Path))
 		}
 		return err
@@ -80,7 +80,7 @@ func (f *Forgetter) derivers(b *Batch, object Digest) error {
 		return err
 	}
 	for _, d := range list {
-		o, err := f.db.output(d.Drv, d.Output)
+		o, err := f.db.Output(d.Drv, d.Output)
 		if err == nil && o.Realised && DigestOf(o.Path) == object {
 			b.deleteOutput(d.Drv, d.Output, object)
 		}

@@ -16,9 +16,13 @@
 //	0x03   realisations: drv hash [32], output base, signatures: u16 × string,
 //	                                           dependents: u16 × (drv hash [32], output, base), sorted
 //	0x04   realised by: object, drv hash, output   –
-//	0x05   outputs: drv object, output         flags u8 (1 = through a realisation), base
+//	0x05   outputs: drv object, output         flags u8 (1 = through a realisation, 2 = signed), base,
+//	                                           [signatures: u16 × string]
 //	0x06   derivers: object, drv object, output    –
 //	0x07   leases: owner                       expiry i64 (Unix seconds), paths: u32 × base
+//
+// Tables 0x03 and 0x05 are the two names of a realisation, by hash and by the path of the derivation: clients of
+// different ages know one of them only. Both go when the output goes, neither with the derivation.
 //
 // References are digests only: whatever an object refers to is itself an object, except for the
 // moment between two batches, which must therefore come references first (additions) or referrers

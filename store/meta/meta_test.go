@@ -123,7 +123,7 @@ func TestForget(t *testing.T) {
 	if _, err := db.Realisation(id); !errors.Is(err, meta.ErrNotFound) {
 		t.Errorf("realisation: %v", err)
 	}
-	if o, err := db.Outputs(drv); err != nil || len(o) != 1 || o[0] != (meta.Output{Name: "dev", Path: static}) {
+	if o, err := db.Outputs(drv); err != nil || len(o) != 1 || o[0].Name != "dev" || o[0].Path != static {
 		t.Errorf("outputs of the derivation: %v, %v", o, err)
 	}
 	if d, err := db.Derivers(meta.DigestOf(out)); err != nil || !slices.Equal(d, []meta.Deriver{{Drv: other, Output: "out"}}) {

@@ -18,7 +18,14 @@ type Output struct {
 	Name     string
 	Path     store.Path // perhaps not valid
 	Realised bool       // only a realisation says so
+
+	Signatures []string // of that realisation
 }
+
+const (
+	flagRealised = 1 << iota
+	flagSigned
+)
 
 // Deriver is a derivation and the output of it that an object is.
 type Deriver struct {
@@ -91,7 +98,8 @@ func (d *DB) Outputs(drv Digest) ([]Output, error) {
 	return outputs, err
 }
 
-func (d *DB) output(drv Digest, name string) (Output, error) {
+// Output returns an output of a derivation, or ErrNotFound.
+func (d *DB) Output(drv Digest, name string) (Output, error) {
 	v, err := d.get(outputKey(drv, name))
 	if err != nil {
 		return Output{}, err
@@ -103,10 +111,15 @@ func decodeOutput(dir store.Dir, name string, value []byte) (Output, error) {
 	r := reader{b: value}
 	r.version()
 	flags := r.u8()
-	if flags > 1 {
+	if flags > flagRealised|flagSigned || flags == flagSigned {
 		r.fail()
 	}
-	o := Output{Name: name, Path: r.base(dir), Realised: flags == 1}
+	o := Output{Name: name, Path: r.base(dir), Realised: flags&flagRealised != 0}
+	if flags&flagSigned != 0 {
+		if o.Signatures = r.strings(nil); len(o.Signatures) == 0 {
+			r.fail()
+		}
+	}
 	return o, r.end()
 }
 

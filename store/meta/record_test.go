@@ -47,7 +47,7 @@ func FuzzRecord(f *testing.F) {
 		}
 		if o, err := decodeOutput(store.DefaultDir, "out", b); err == nil {
 			var w Batch
-			w.PutOutput(Digest{}, o.Name, o.Path, o.Realised)
+			w.PutOutput(Digest{}, o.Name, o.Path, o.Realised, o.Signatures...)
 			again(t, "output", b, func() ([]byte, error) { return w.rows[0].value, nil })
 		}
 	})
