@@ -82,8 +82,6 @@ func (o *Offer) fetchInto(ctx context.Context, in *disk.Import, p Progress) erro
 		return o.blame(ctx, work, err)
 	}
 	defer body.Close()
-	stop := context.AfterFunc(work, func() { body.Close() })
-	defer stop()
 	r := &stream{r: body, alive: func(n int64) {
 		timer.Reset(stall)
 		if p.Unpacked != nil {

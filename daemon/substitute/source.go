@@ -24,7 +24,7 @@ type Cache interface {
 	Info(ctx context.Context) (*cache.Info, error)
 	// NarInfo returns the description of a path, or an error that is store.ErrNotValid.
 	NarInfo(ctx context.Context, p store.Path) (*cache.NarInfo, error)
-	// NAR returns the unpacked archive. io.EOF comes only after all hashes and sizes proved right.
+	// NAR returns the unpacked archive. The end of ctx ends a Read that waits. io.EOF comes only after all hashes and sizes proved right.
 	NAR(ctx context.Context, n *cache.NarInfo) (io.ReadCloser, error)
 }
 
