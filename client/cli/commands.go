@@ -15,6 +15,7 @@ func commands(env *Env) []*cobra.Command {
 		newGCCmd(env),
 		newLogCmd(env),
 		newACLCmd(env),
+		newConfigCmd(env),
 		newInitCmd(env),
 		newDaemonCmd(env),
 		newServeCmd(env),

@@ -260,21 +260,28 @@ func (o *engineOptions) setOption(text string) error {
 
 // settings reads what the daemon of a layout is told.
 func (o *engineOptions) settings(layout disk.Layout, getenv func(string) string, logger *slog.Logger) (*settings.Settings, error) {
-	warn := func(text string) { logger.Warn(text) }
-	s, err := settings.Load(layout.ConfDir, getenv, os.ReadFile, warn)
+	s, _, err := o.explain(layout, getenv, logger)
+	return s, err
+}
+
+// explain also says where each value comes from.
+func (o *engineOptions) explain(layout disk.Layout, getenv func(string) string, logger *slog.Logger) (*settings.Settings, settings.Origins, error) {
+	s, from, err := settings.Explain(layout.ConfDir, getenv, os.ReadFile, func(text string) { logger.Warn(text) })
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, option := range o.options {
 		name, value, ok := strings.Cut(option, "=")
 		if !ok {
-			return nil, fmt.Errorf("option %q is not NAME=VALUE", option)
+			return nil, nil, fmt.Errorf("option %q is not NAME=VALUE", option)
 		}
 		if err := s.Set(strings.TrimSpace(name), strings.TrimSpace(value)); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
+		setting, _ := settings.Find(strings.TrimSpace(name))
+		from[setting.Name] = "command line"
 	}
-	return s, nil
+	return s, from, nil
 }
 
 // engine is a store with the builder and the server on it.

@@ -280,6 +280,31 @@
 //	cairn cache serve --listen 10.0.0.1:8080 --key /etc/cairn/signing-key.sec --priority 20
 //	nix-store -r /nix/store/… --option substituters http://10.0.0.1:8080
 //
+// # cairn config
+//
+// Show the daemon's settings.
+//
+// # cairn config show
+//
+// List the settings that a daemon would start with now: nix.conf in the configuration
+// directory (NIX_CONF_DIR), with what it includes, the user's files, NIX_CONFIG, and
+// --option, which is the daemon's. Named settings come with what they mean.
+//
+// Clients change settings for their sessions, with --option of Nix's programs: those
+// marked "anyone" everybody, those marked "trusted" who has the right "override" of
+// the access list, those marked "daemon" nobody.
+//
+//	cairn config show [--changed] [--json] [--option NAME=VALUE] [NAME…] [flags]
+//	  --changed                    only those that are not at their defaults
+//	  --json                       print JSON
+//	  --option NAME=VALUE          a setting as the daemon's command line has it, NAME=VALUE; may be given more than once
+//
+// For example:
+//
+//	cairn config show
+//	cairn config show --changed
+//	cairn config show substituters trusted-public-keys
+//
 // # cairn daemon
 //
 // Own the store and serve it: to our own commands and to Nix's programs, which find

@@ -20,8 +20,7 @@ var (
 // maxIncludes is how deep files may include each other.
 const maxIncludes = 20
 
-// Files returns the settings files there may be, in the order in which they are read. required is not among the rest of the
-// results of getenv: a missing file is no error.
+// Files returns the settings files there may be, in the order in which they are read. A missing one is no error.
 func Files(confDir string, getenv func(string) string) []string {
 	files := []string{filepath.Join(confDir, "nix.conf")}
 	if list := getenv("NIX_USER_CONF_FILES"); list != "" {
@@ -43,25 +42,44 @@ func Files(confDir string, getenv func(string) string) []string {
 	return files
 }
 
+// Origins says where values come from, by the setting's name: "FILE:LINE", or what Explain was told. What is not in it is a default.
+type Origins map[string]string
+
+// Explain is Load, and says where each value comes from. A list to which several lines add comes from the last.
+func Explain(confDir string, getenv func(string) string, read func(string) ([]byte, error), warn func(string)) (*Settings, Origins, error) {
+	from := Origins{}
+	s := Defaults()
+	s.origins = from
+	if err := s.load(confDir, getenv, read, warn); err != nil {
+		return nil, nil, err
+	}
+	s.origins = nil
+	return s, from, nil
+}
+
 // Load returns the defaults with what the files and NIX_CONFIG say. warn is told of settings that are not known.
 func Load(confDir string, getenv func(string) string, read func(string) ([]byte, error), warn func(string)) (*Settings, error) {
 	s := Defaults()
+	if err := s.load(confDir, getenv, read, warn); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Settings) load(confDir string, getenv func(string) string, read func(string) ([]byte, error), warn func(string)) error {
 	for _, f := range Files(confDir, getenv) {
 		text, err := read(f)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read settings: %w", err)
+			return fmt.Errorf("read settings: %w", err)
 		}
 		if err := s.Apply(f, string(text), read, warn); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	if err := s.Apply("NIX_CONFIG", getenv("NIX_CONFIG"), read, warn); err != nil {
-		return nil, err
-	}
-	return s, nil
+	return s.Apply("NIX_CONFIG", getenv("NIX_CONFIG"), read, warn)
 }
 
 // Apply sets what the text of a file says. read is for the files that it includes; errors name file and line.
@@ -89,8 +107,16 @@ func (s *Settings) apply(file, text string, read func(string) ([]byte, error), w
 		if err != nil {
 			return fmt.Errorf("%s:%d: %w", file, i+1, err)
 		}
+		s.note(words[0], fmt.Sprintf("%s:%d", file, i+1))
 	}
 	return nil
+}
+
+// note remembers where a setting was set, if somebody wants to know.
+func (s *Settings) note(name, origin string) {
+	if setting, _ := Find(name); setting != nil && s.origins != nil {
+		s.origins[setting.Name] = origin
+	}
 }
 
 func (s *Settings) line(file string, words []string, read func(string) ([]byte, error), warn func(string), depth int) error {

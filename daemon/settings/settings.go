@@ -15,8 +15,13 @@
 //	the daemon's command line
 //	what a client sends with SetOptions                           for its session
 //
-// A client may override what Setting says: whoever is trusted everything but what belongs to the daemon alone, others what costs
-// nobody but themselves. Substituters of a client that is not trusted must be among those that the daemon trusts.
+// Explain says which line a value comes from.
+//
+// A client may override what Setting says: whoever has the verb "override" of the access list (Nix: is trusted) everything but what belongs to the
+// daemon alone, others what costs nobody but themselves. Substituters of a client that is not trusted must be among those that the daemon trusts.
+// What is ignored is told to the client in Nix's words.
+//
+// Three settings are rules of the access list (package archive): allowed-users, trusted-users and trusted-public-keys.
 //
 // Everything here is pure: files come from a function.
 package settings
@@ -81,6 +86,8 @@ type Settings struct {
 
 	// VersionText is what the handshake shows in the place of our own version.
 	VersionText string
+
+	origins Origins // where values come from, while files are read
 }
 
 // Rights says who may set something.
@@ -92,6 +99,19 @@ const (
 	Trusted               // trusted clients, for their session
 	Daemon                // files and the command line only
 )
+
+func (r Rights) String() string {
+	switch r {
+	case Anyone:
+		return "anyone"
+	case Trusted:
+		return "trusted"
+	}
+	return "daemon"
+}
+
+// MarshalText gives the text form.
+func (r Rights) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 
 // Setting describes one.
 type Setting struct {

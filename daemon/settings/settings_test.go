@@ -49,6 +49,24 @@ func TestLoad(t *testing.T) {
 	}
 }
 
+// TestExplain says where values come from, also those of files that others include.
+func TestExplain(t *testing.T) {
+	fsys := files(map[string]string{
+		"/etc/nix/nix.conf":  "max-jobs = 3\n\n!include more.conf\nextra-substituters = b\nnonsense = 1\nsandbox = true\n",
+		"/etc/nix/more.conf": "build-timeout = 60\nmax-jobs = 4\nsubstituters = a\n",
+	})
+	env := map[string]string{"NIX_CONFIG": "\ncores = 7"}
+	s, from, err := settings.Explain("/etc/nix", func(n string) string { return env[n] }, fsys, func(string) {})
+	want := settings.Origins{"max-jobs": "/etc/nix/more.conf:2", "timeout": "/etc/nix/more.conf:1", "substituters": "/etc/nix/nix.conf:4", "cores": "NIX_CONFIG:2"}
+	if err != nil || !reflect.DeepEqual(from, want) {
+		t.Errorf("%v, %v\nwant %v", from, err, want)
+	}
+	plain, err := settings.Load("/etc/nix", func(n string) string { return env[n] }, fsys, func(string) {})
+	if err != nil || !reflect.DeepEqual(s, plain) {
+		t.Errorf("explained %+v\nloaded %+v, %v", s, plain, err)
+	}
+}
+
 func TestBadFiles(t *testing.T) {
 	for text, want := range map[string]string{
 		"max-jobs\n":              "conf:1: illegal configuration line",
