@@ -53,6 +53,7 @@ var order = []string{
 	"daemon",
 	"client/config",
 	"client/cli",
+	"tests/s3",
 	"tests/lab",
 	"tests/lab/labctl",
 	"tests/demo",

@@ -145,3 +145,62 @@ func FuzzCacheInfo(f *testing.F) {
 		}
 	})
 }
+
+func FuzzTrace(f *testing.F) {
+	drv, err := dir.Path("00000000000000000000000000000000-x.drv")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(`{"outPath":"zcf5l0r3999k7pr1d9d97qzx4pgaxai5-dep-all","signatures":[{"keyName":"k","sig":"AAAA"},"l:BBBB"]}`)
+	f.Add(`{"outPath":"../x","signatures":[]}`)
+	f.Add(`[]`)
+	f.Fuzz(func(t *testing.T, text string) {
+		trace, err := cache.ParseTrace(drv, "out", []byte(text))
+		if err != nil {
+			return
+		}
+		again, err := cache.ParseTrace(drv, "out", []byte(trace.JSON()))
+		if err != nil || again.JSON() != trace.JSON() || again.Fingerprint() != trace.Fingerprint() {
+			t.Errorf("%s comes back as %+v, %v", trace.JSON(), again, err)
+		}
+	})
+}
+
+func FuzzRealisation(f *testing.F) {
+	for _, text := range vectorFiles(f, "ca-cache/realisations/*.doi") {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		r, err := dir.ParseRealisation([]byte(text))
+		if err != nil {
+			return
+		}
+		again, err := dir.ParseRealisation([]byte(r.JSON()))
+		if err != nil || again.JSON() != r.JSON() {
+			t.Errorf("%s comes back as %+v, %v", r.JSON(), again, err)
+		}
+	})
+}
+
+func TestTrace(t *testing.T) {
+	drv, err := dir.Path("00000000000000000000000000000000-x.drv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := dir.Path("11111111111111111111111111111111-x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	trace := &cache.Trace{Drv: drv, Output: "out", OutPath: out, Signatures: []string{"k:c2ln"}}
+	if got, want := trace.Fingerprint(), `{"key":{"drvPath":"00000000000000000000000000000000-x.drv","outputName":"out"},"value":{"outPath":"11111111111111111111111111111111-x"}}`; got != want {
+		t.Errorf("signs %s", got)
+	}
+	if got, want := trace.JSON(), `{"outPath":"11111111111111111111111111111111-x","signatures":[{"keyName":"k","sig":"c2ln"}]}`; got != want {
+		t.Errorf("writes %s", got)
+	}
+	for _, bad := range []string{"", "{}", `{"outPath":"x"}`, `{"outPath":"/nix/store/11111111111111111111111111111111-x"}`, `{"outPath":"11111111111111111111111111111111-x","signatures":["nocolon"]}`, `{"outPath":"11111111111111111111111111111111-x","signatures":[{"keyName":"a:b","sig":"x"}]}`} {
+		if got, err := cache.ParseTrace(drv, "out", []byte(bad)); !errors.Is(err, cache.ErrFormat) {
+			t.Errorf("%s: %+v, %v", bad, got, err)
+		}
+	}
+}
