@@ -102,3 +102,10 @@ func (c *Conn) AddSignatures(ctx context.Context, path store.Path, signatures []
 
 // ack reads the constant that stands for success.
 func ack(d *protocol.Decoder) { d.Uint64() }
+
+// SetCheckSignatures changes Options.CheckSignatures for what is added from now on.
+func (c *Conn) SetCheckSignatures(check bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.opts.CheckSignatures = check
+}

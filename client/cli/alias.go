@@ -40,8 +40,9 @@ func RunAs(ctx context.Context, env *Env, name string, args []string) int {
 	}
 	o, err := parseNixOptions(name, args)
 	if err == nil {
-		env.Getenv = nixPlaces(env.Getenv)
-		err = env.chooseStore(cmp.Or(o.store, env.Getenv("NIX_REMOTE")))
+		if err = env.chooseStore(cmp.Or(o.store, env.Getenv("NIX_REMOTE"))); err == nil {
+			env.Getenv = nixPlaces(env.Getenv, env.Root)
+		}
 	}
 	if err == nil {
 		err = run(ctx, env, o)
@@ -52,12 +53,12 @@ func RunAs(ctx context.Context, env *Env, name string, args []string) int {
 	return report(env.Stderr, err)
 }
 
-// nixPlaces adds Nix's defaults to an environment.
-func nixPlaces(getenv func(string) string) func(string) string {
+// nixPlaces adds Nix's defaults to an environment, for a store below root.
+func nixPlaces(getenv func(string) string, root string) func(string) string {
 	places := map[string]string{
 		"NIX_STORE_DIR": "/nix/store", "NIX_STATE_DIR": "/nix/var/nix", "NIX_LOG_DIR": "/nix/var/log/nix", "NIX_CONF_DIR": "/etc/nix",
 	}
-	if getenv("NIX_STORE_DIR")+getenv("NIX_STATE_DIR") == "" && !exists("/nix/var/nix") && exists("/cairn/var") {
+	if getenv("NIX_STORE_DIR")+getenv("NIX_STATE_DIR") == "" && !exists(root+"/nix/var/nix") && exists(root+"/cairn/var") {
 		places = nil
 	}
 	if state := getenv("NIX_STATE_DIR"); state != "" && places != nil {

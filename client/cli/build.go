@@ -30,6 +30,8 @@ type buildOptions struct {
 	cores                 uint
 	noSubstitute          bool
 	substituters, options []string
+	builders              []string
+	jobs                  int // -1: what the daemon says
 }
 
 // limits are the flags of commands that build.
@@ -41,6 +43,8 @@ func (o *buildOptions) limits(cmd *cobra.Command) {
 	f.DurationVar(&o.timeout, "timeout", 0, "end a builder after `TIME`, for example 2h")
 	f.DurationVar(&o.maxSilent, "max-silent", 0, "end a builder that wrote nothing for `TIME`")
 	f.UintVar(&o.cores, "cores", 0, "`N` processors for one builder; 0: all")
+	f.IntVarP(&o.jobs, "max-jobs", "j", -1, "`N` builds at a time on this machine; 0: all on others")
+	f.StringArrayVar(&o.builders, "builders", nil, "another machine that builds, as in nix.conf: `\"URI SYSTEMS KEY JOBS SPEED FEATURES\"`; may be given more than once")
 	f.BoolVar(&o.noSubstitute, "no-substitute", false, "build everything, fetch nothing from caches")
 	f.StringArrayVar(&o.substituters, "substituter", nil, "also fetch from the cache at `URI`; may be given more than once")
 	f.StringArrayVar(&o.options, "option", nil, "a setting of nix.conf for this command, `NAME=VALUE`; may be given more than once")
@@ -52,11 +56,15 @@ func (o *buildOptions) configure(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	if len(overrides) == 0 && !o.keepGoing && !o.keepFailed && o.maxSilent == 0 && o.cores == 0 && !o.noSubstitute {
+	jobs := protocol.Keep
+	if o.jobs >= 0 {
+		jobs = uint64(o.jobs)
+	}
+	if len(overrides) == 0 && jobs == protocol.Keep && !o.keepGoing && !o.keepFailed && o.maxSilent == 0 && o.cores == 0 && !o.noSubstitute {
 		return nil
 	}
 	return s.SetOptions(ctx, &protocol.Options{
-		KeepGoing: o.keepGoing, KeepFailed: o.keepFailed, Cores: uint64(o.cores), UseSubstitutes: !o.noSubstitute, MaxJobs: protocol.Keep,
+		KeepGoing: o.keepGoing, KeepFailed: o.keepFailed, Cores: uint64(o.cores), UseSubstitutes: !o.noSubstitute, MaxJobs: jobs,
 		MaxSilent: uint64((o.maxSilent + time.Second - 1) / time.Second), UseBuildHook: true, Verbosity: protocol.LevelInfo, Overrides: overrides,
 	})
 }
@@ -73,6 +81,9 @@ func (o *buildOptions) overrides() (map[string]string, error) {
 	}
 	if len(o.substituters) > 0 {
 		m["extra-substituters"] = strings.Join(o.substituters, " ")
+	}
+	if o.builders != nil {
+		m["builders"] = strings.Join(o.builders, "\n")
 	}
 	if o.timeout > 0 {
 		m["timeout"] = strconv.FormatInt(int64((o.timeout+time.Second-1)/time.Second), 10)

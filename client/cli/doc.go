@@ -192,12 +192,14 @@
 //
 //	cairn build [-o LINK] FILE[:NAME] | DERIVATION[!OUTPUT] | PATH … [flags]
 //	  --arg NAME=VALUE             give the file NAME=VALUE, which it reads with args.get(NAME); may be repeated
+//	  --builders "URI SYSTEMS KEY JOBS SPEED FEATURES" another machine that builds, as in nix.conf: "URI SYSTEMS KEY JOBS SPEED FEATURES"; may be given more than once
 //	  --check                      build again and compare with what is there
 //	  --cores N                    N processors for one builder; 0: all
 //	  -n, --dry-run                only list what would be built and fetched
 //	  --json                       print JSON
 //	  --keep-failed                keep the directory of a failed build
 //	  -k, --keep-going             after a failure build what does not depend on it
+//	  -j, --max-jobs N             N builds at a time on this machine; 0: all on others
 //	  --max-silent TIME            end a builder that wrote nothing for TIME
 //	  --no-substitute              build everything, fetch nothing from caches
 //	  --option NAME=VALUE          a setting of nix.conf for this command, NAME=VALUE; may be given more than once
@@ -504,6 +506,37 @@
 //	cairn store closure ./result
 //	cairn store closure $(cairn build hello.star:hello)
 //
+// # cairn store copy
+//
+// Copy objects, and all that they refer to, to another store or from it. One question
+// finds out what is missing there; only that travels, in one stream.
+//
+//	ssh-ng://[USER@]HOST[:PORT]  a machine with cairn or Nix, through its daemon
+//	ssh://[USER@]HOST[:PORT]     the same through 'nix-store --serve', for old ones
+//	unix:///SOCKET               the daemon at a socket
+//	file:///FOLDER, https://…    a binary cache; 'cairn cache push' has more options
+//
+// Nix's parameters may follow: remote-program, remote-store, ssh-key, compress. The
+// options in NIX_SSHOPTS are given to ssh. Objects that are not addressed by their
+// content need a signature by a key that the receiving store trusts; a trusted user
+// can do without (--no-check-sigs).
+//
+//	cairn store copy (--to URI | --from URI) PATH… [flags]
+//	  -n, --dry-run                print what would be copied and copy nothing
+//	  --from URI                   copy from the store URI
+//	  --json                       print JSON
+//	  --no-check-sigs              take objects without a signature; for trusted users
+//	  --no-closure                 only the objects themselves; what they refer to must be there
+//	  -q, --quiet                  no progress
+//	  -s, --substitute-on-destination let the receiving store fetch from its caches first
+//	  --to URI                     copy to the store URI
+//
+// For example:
+//
+//	cairn store copy --to ssh-ng://root@web-1 ./result
+//	cairn store copy --from ssh://builder /cairn/store/0v3q…-hello
+//	cairn store copy --dry-run --json --to ssh-ng://web-1 ./result
+//
 // # cairn store delete
 //
 // Delete objects now instead of at the next collection. An object that is alive is
@@ -618,10 +651,12 @@
 //
 //	cairn system build [-o LINK] FILE[:NAME] [flags]
 //	  --arg NAME=VALUE             give the file NAME=VALUE, which it reads with args.get(NAME); may be repeated
+//	  --builders "URI SYSTEMS KEY JOBS SPEED FEATURES" another machine that builds, as in nix.conf: "URI SYSTEMS KEY JOBS SPEED FEATURES"; may be given more than once
 //	  --cores N                    N processors for one builder; 0: all
 //	  --json                       print JSON
 //	  --keep-failed                keep the directory of a failed build
 //	  -k, --keep-going             after a failure build what does not depend on it
+//	  -j, --max-jobs N             N builds at a time on this machine; 0: all on others
 //	  --max-silent TIME            end a builder that wrote nothing for TIME
 //	  --no-substitute              build everything, fetch nothing from caches
 //	  --option NAME=VALUE          a setting of nix.conf for this command, NAME=VALUE; may be given more than once
@@ -715,12 +750,14 @@
 //
 //	cairn system reconfigure [--dry-run] FILE[:NAME] [flags]
 //	  --arg NAME=VALUE             give the file NAME=VALUE, which it reads with args.get(NAME); may be repeated
+//	  --builders "URI SYSTEMS KEY JOBS SPEED FEATURES" another machine that builds, as in nix.conf: "URI SYSTEMS KEY JOBS SPEED FEATURES"; may be given more than once
 //	  --confirm-within TIME        undo unless 'cairn system confirm' comes within TIME, for example 5m
 //	  --cores N                    N processors for one builder; 0: all
 //	  -n, --dry-run                print the plan and change nothing
 //	  --json                       print the result, with the plan, as JSON
 //	  --keep-failed                keep the directory of a failed build
 //	  -k, --keep-going             after a failure build what does not depend on it
+//	  -j, --max-jobs N             N builds at a time on this machine; 0: all on others
 //	  --max-silent TIME            end a builder that wrote nothing for TIME
 //	  --no-substitute              build everything, fetch nothing from caches
 //	  --option NAME=VALUE          a setting of nix.conf for this command, NAME=VALUE; may be given more than once

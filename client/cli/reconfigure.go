@@ -68,7 +68,7 @@ func (e *Env) withSystem(ctx context.Context, o *buildOptions, arg string, fn fu
 
 func newSystemReconfigureCmd(env *Env) *cobra.Command {
 	o := &switchOptions{}
-	b := &buildOptions{}
+	b := &buildOptions{jobs: -1}
 	cmd := &cobra.Command{
 		Use:   "reconfigure [--dry-run] FILE[:NAME]",
 		Short: "Build a system and switch this machine to it",

@@ -23,6 +23,7 @@ func newStoreCmd(env *Env) *cobra.Command {
 	cmd := &cobra.Command{Use: "store", GroupID: "store", Short: "Add, query and check store objects"}
 	cmd.AddCommand(
 		newStoreAddCmd(env),
+		newStoreCopyCmd(env),
 		newStorePathInfoCmd(env),
 		newStoreClosureCmd(env),
 		newStoreReferrersCmd(env),

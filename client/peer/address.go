@@ -1,12 +1,15 @@
 package peer
 
 import (
+	"cmp"
 	"encoding/base64"
 	"fmt"
 	"net/url"
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"cairn/store"
 )
 
 // Scheme is how a store is spoken to.
@@ -27,7 +30,7 @@ type Address struct {
 	Host    string // "localhost" without user and port is a process of this machine, without ssh
 	Port    int
 	Path    string // of a socket
-	Program string // run there instead of nix-daemon or nix-store; a line for its shell
+	Program string // run there instead of nix-daemon, nix-store or cairn; a line for its shell
 	Store   string // the store there, as its program names it
 	Key     string // file of a private key
 	HostKey string // the only one that is accepted, "type base64"
@@ -154,18 +157,20 @@ func (a Address) String() string {
 // here reports whether ssh is not needed.
 func (a Address) here() bool { return a.Host == "localhost" && a.User == "" && a.Port == 0 }
 
-// command is the line for the shell there.
-func (a Address) command() string {
-	program, rest := a.Program, " --serve --write"
-	if program == "" {
-		program = "nix-store"
-	}
+// nixDir is the store directory for which Nix's programs are asked for.
+const nixDir = store.Dir("/nix/store")
+
+// command is the line for the shell there. Who has Nix's store directory runs Nix's programs, or ours under their names;
+// others run ours.
+func (a Address) command(dir store.Dir) string {
+	program, rest := "cairn serve --legacy", " --serve --write"
 	if a.Scheme == SSHNG {
-		rest = " --stdio"
-		if a.Program == "" {
-			program = "nix-daemon"
-		}
+		program, rest = "cairn daemon", " --stdio"
 	}
+	if dir == nixDir {
+		program = map[Scheme]string{SSH: "nix-store", SSHNG: "nix-daemon"}[a.Scheme]
+	}
+	program = cmp.Or(a.Program, program)
 	if a.Store != "" {
 		rest += " --store " + quote(a.Store)
 	}

@@ -1,7 +1,7 @@
 // Package peer reaches stores of other machines, and other stores of this one, by URI.
 //
-//	ssh-ng://[user@]host[:port]   the worker protocol (package client) with "nix-daemon --stdio" there
-//	ssh://[user@]host[:port]      the serve protocol (package client/legacy) with "nix-store --serve --write" there
+//	ssh-ng://[user@]host[:port]   the worker protocol (package client) with "nix-daemon --stdio" or "cairn daemon --stdio" there
+//	ssh://[user@]host[:port]      the serve protocol (package client/legacy) with "nix-store --serve --write" or "cairn serve --legacy"
 //	unix:///socket                the worker protocol at a socket
 //	daemon                        the daemon of this machine
 //
@@ -57,6 +57,8 @@ type Options struct {
 	Connect    time.Duration // until the handshake is over; default: DefaultConnect
 	Silence    time.Duration // longest time without a sign of life; default: DefaultSilence
 	Observer   client.Observer
+	// CheckSignatures makes the peer check signatures of what is added even though it trusts us. The serve protocol cannot.
+	CheckSignatures bool
 }
 
 func (o *Options) program() string        { return cmp.Or(o.SSH, "ssh") }
@@ -139,7 +141,7 @@ func (c *Conn) greet(ctx context.Context, opts *Options) (err error) {
 		return err
 	}
 	features := []protocol.Feature{protocol.FeatureCairn, protocol.FeatureDeleteReferrers, protocol.FeatureHeartbeat}
-	c.worker, err = client.New(ctx, c.stream, &client.Options{Dir: opts.Dir, Features: features, Observer: opts.Observer})
+	c.worker, err = client.New(ctx, c.stream, &client.Options{Dir: opts.Dir, Features: features, Observer: opts.Observer, CheckSignatures: opts.CheckSignatures})
 	if err != nil {
 		return err
 	}

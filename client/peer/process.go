@@ -20,7 +20,6 @@ import (
 // process is a program whose standard input and output are a stream. What it says on standard error goes to a
 // writer that can be replaced, and its last lines into the error with which the stream ends.
 type process struct {
-	name   string
 	cmd    *exec.Cmd
 	in     io.WriteCloser
 	out    io.ReadCloser
@@ -42,8 +41,8 @@ const farewell = 2 * time.Second
 
 // start starts the program of an address, by ssh or, for localhost, without.
 func start(a Address, o *Options) (*process, error) {
-	p := &process{name: a.String(), ended: make(chan struct{})}
-	argv := []string{"/bin/sh", "-c", a.command()}
+	p := &process{ended: make(chan struct{})}
+	argv := []string{"/bin/sh", "-c", a.command(o.Dir)}
 	if !a.here() {
 		var err error
 		if argv, err = p.ssh(a, o); err != nil {
@@ -111,7 +110,7 @@ func (p *process) ssh(a Address, o *Options) ([]string, error) {
 	alive := max(1, int(o.silence().Seconds())/3)
 	argv = append(argv, "-oBatchMode=yes", "-oConnectTimeout="+strconv.Itoa(int(o.connect().Seconds())),
 		"-oServerAliveInterval="+strconv.Itoa(alive), "-oServerAliveCountMax=3")
-	return append(argv, "--", a.command()), nil
+	return append(argv, "--", a.command(o.Dir)), nil
 }
 
 // attend reads standard error to its end and waits for the program.
@@ -174,19 +173,25 @@ func (p *process) why() error {
 	p.mu.Lock()
 	said := strings.Join(p.said, "\n")
 	p.mu.Unlock()
-	how := "it closed the connection"
+	how := "the connection was closed"
 	select {
 	case <-p.ended:
 		if p.status != nil {
-			how = p.status.Error()
+			how = strings.TrimPrefix(p.status.Error(), "exit status 255") // that is ssh's own, which has said why
 		}
 	default:
 	}
-	if said != "" {
-		how += ": " + said
+	if said != "" && how != "" {
+		how += ": "
 	}
-	return fmt.Errorf("%s: %s: %w", p.name, how, io.ErrUnexpectedEOF)
+	return &ended{how + said}
 }
+
+// ended is the end of a program's output before its time.
+type ended struct{ text string }
+
+func (e *ended) Error() string { return e.text }
+func (e *ended) Unwrap() error { return io.ErrUnexpectedEOF }
 
 // Write writes to the program's standard input.
 func (p *process) Write(b []byte) (int, error) { return p.in.Write(b) }

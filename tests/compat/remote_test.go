@@ -312,7 +312,8 @@ func TestSSHDeath(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		builder := fmt.Sprintf("%s://root@127.0.0.1:%d - %s 1 1 - - %s", scheme, ssh.port, ssh.key, base64.StdEncoding.EncodeToString(bytes.TrimPrefix(known, []byte("* "))))
+		program := map[string]string{"ssh": "nix-store", "ssh-ng": "nix-daemon"}[scheme]
+		builder := fmt.Sprintf("%s://root@127.0.0.1:%d?remote-program="+program+" - %s 1 1 - - %s", scheme, ssh.port, ssh.key, base64.StdEncoding.EncodeToString(bytes.TrimPrefix(known, []byte("* "))))
 		r, machines := w.ours.buildHurt(t, drv, builder, func() { ssh.signalSessions(t, signal) })
 		if !r.Status.OK() || len(machines) != 2 || machines[0] == "" || machines[1] != "" {
 			t.Errorf("%s: %v: %s; built on %q", scheme, r.Status, r.Error, machines)
