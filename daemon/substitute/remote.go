@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 
 	"cairn/archive/cache"
 	"cairn/client/peer"
@@ -19,10 +20,11 @@ type remote struct {
 	address peer.Address
 	opts    *peer.Options
 	idle    chan *peer.Conn
+	closed  atomic.Bool
 }
 
 func newRemote(a peer.Address, opts *peer.Options) *remote {
-	return &remote{a, opts, make(chan *peer.Conn, maxIdle)}
+	return &remote{address: a, opts: opts, idle: make(chan *peer.Conn, maxIdle)}
 }
 
 // with lends a connection, a kept one first. One that breaks is not kept; when it was a kept one the other side may have been
@@ -59,6 +61,9 @@ func (m *remote) keep(c *peer.Conn, err error) {
 	if err == nil || errors.Is(err, store.ErrNotValid) {
 		select {
 		case m.idle <- c:
+			if m.closed.Load() {
+				m.drain()
+			}
 			return
 		default:
 		}
@@ -66,12 +71,18 @@ func (m *remote) keep(c *peer.Conn, err error) {
 	c.Close()
 }
 
-// Close closes the connections that are kept.
+// Close closes the connections that are kept, and keeps no more.
 func (m *remote) Close() error {
+	m.closed.Store(true)
+	m.drain()
+	return nil
+}
+
+func (m *remote) drain() {
 	for {
 		c, ok := m.take()
 		if !ok {
-			return nil
+			return
 		}
 		c.Close()
 	}

@@ -53,9 +53,10 @@ const (
 	maxMemory  = 1 << 15
 )
 
-// defaultPatience is the time of a question when connect-timeout is 0; defaultConnections the parallel ones when http-connections is.
+// defaultPatience is the time of a question when connect-timeout is 0, maxPatience the longest, because anybody may choose it; defaultConnections the parallel ones when http-connections is.
 const (
 	defaultPatience    = 5 * time.Second
+	maxPatience        = time.Minute
 	defaultConnections = 100
 )
 
@@ -151,7 +152,7 @@ func (s *source) close() {
 
 // patience is how long a question may take.
 func (s *source) patience() time.Duration {
-	d := s.key.connect
+	d := min(s.key.connect, maxPatience)
 	if d <= 0 {
 		d = defaultPatience
 	}
