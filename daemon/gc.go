@@ -87,10 +87,13 @@ func (x *session) collectGarbage(ctx context.Context, o *protocol.GCOptions) (re
 	case o.MaxFreed < math.MaxInt64:
 		opts.MaxFreed = int64(o.MaxFreed)
 	}
-	if o.Action == protocol.GCDeleteSpecific && x.d.Has(protocol.FeatureDeleteReferrers) && !o.DeleteReferrers {
-		if err := x.noOtherReferrers(o.Paths); err != nil {
+	if x.d.Has(protocol.FeatureDeleteReferrers) {
+		if err := x.choose(ctx, o, &opts); err != nil {
 			return nil, err
 		}
+	}
+	if opts.Action == gc.DeleteSpecific && len(opts.Paths) == 0 {
+		return nothingFreed, nil
 	}
 	if opts.Action >= gc.DeleteDead {
 		if err := x.need(archive.GC, "collect garbage"); err != nil {
@@ -102,7 +105,7 @@ func (x *session) collectGarbage(ctx context.Context, o *protocol.GCOptions) (re
 	if err != nil {
 		return nil, err
 	}
-	if opts.Action >= gc.DeleteDead {
+	if opts.Action >= gc.DeleteDead && !opts.DryRun {
 		for _, p := range r.Paths {
 			x.tell("deleting '" + p.String() + "'")
 		}
@@ -128,6 +131,62 @@ func (x *session) say(level protocol.Verbosity, line string) {
 func nothingFreed(e *protocol.Encoder) error {
 	e.GCResult(&protocol.GCResult{})
 	return nil
+}
+
+// choose applies what FeatureDeleteReferrers adds: any action may be about some paths only, and what
+// refers to them, if it is dead, goes with them only on demand.
+func (x *session) choose(ctx context.Context, o *protocol.GCOptions, opts *gc.Options) error {
+	switch {
+	case o.Whole:
+		opts.Paths = nil
+		if opts.Action == gc.DeleteSpecific {
+			opts.Action = gc.DeleteDead
+		}
+		return nil
+	case o.Action == protocol.GCDeleteSpecific:
+		if o.DeleteReferrers {
+			return nil
+		}
+		return x.noOtherReferrers(o.Paths)
+	}
+	if o.Action == protocol.GCReturnLive {
+		return nil
+	}
+	dead, err := x.deadOf(ctx, o.Paths, o.DeleteReferrers)
+	opts.DryRun = o.Action == protocol.GCReturnDead
+	opts.Action, opts.Paths = gc.DeleteSpecific, dead
+	return err
+}
+
+// deadOf returns which of the paths can be deleted: those that are dead and, unless what refers to them may
+// go with them, are referred to only by each other.
+func (x *session) deadOf(ctx context.Context, paths []store.Path, referrers bool) ([]store.Path, error) {
+	r, err := gc.Collect(ctx, x.server.store, gc.Options{Action: gc.ReturnDead})
+	if err != nil {
+		return nil, err
+	}
+	dead := map[store.Path]bool{}
+	for _, p := range r.Paths {
+		dead[p] = true
+	}
+	chosen := map[store.Path]bool{}
+	for _, p := range paths {
+		chosen[p] = dead[p]
+	}
+	var list []store.Path
+	for _, p := range paths {
+		if !dead[p] {
+			continue
+		}
+		closure, err := x.server.store.ReferrersClosure(p)
+		if err != nil {
+			return nil, err
+		}
+		if referrers || !slices.ContainsFunc(closure, func(q store.Path) bool { return !chosen[q] }) {
+			list = append(list, p)
+		}
+	}
+	return list, nil
 }
 
 // noOtherReferrers checks that only the paths themselves refer to the paths.

@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"fmt"
 	"math"
 
 	"cairn/store"
@@ -23,7 +24,7 @@ const NoLimit = math.MaxUint64
 // GCOptions are the fields of OpCollectGarbage.
 type GCOptions struct {
 	Action          GCAction
-	Paths           []store.Path // GCDeleteSpecific
+	Paths           []store.Path // GCDeleteSpecific; with FeatureDeleteReferrers all actions, unless Whole
 	DeleteReferrers bool         // with FeatureDeleteReferrers
 	Whole           bool         // with FeatureDeleteReferrers: the whole store, not Paths
 	IgnoreLiveness  bool         // always refused
@@ -34,7 +35,7 @@ type GCOptions struct {
 func (e *Encoder) GCOptions(o *GCOptions) {
 	e.Uint64(uint64(o.Action))
 	if e.Has(FeatureDeleteReferrers) {
-		if o.Action != GCDeleteSpecific {
+		if o.Whole || o.Action != GCDeleteSpecific && len(o.Paths) == 0 {
 			e.Uint64(1)
 		} else {
 			e.Uint64(0)
@@ -55,9 +56,14 @@ func (e *Encoder) GCOptions(o *GCOptions) {
 func (d *Decoder) GCOptions() *GCOptions {
 	o := &GCOptions{Action: GCAction(d.Uint64())}
 	if d.Has(FeatureDeleteReferrers) {
-		if o.Whole = d.Uint64() == 1; !o.Whole {
+		switch tag := d.Uint64(); tag {
+		case 0:
 			o.Paths = d.Paths()
 			o.DeleteReferrers = d.Bool()
+		case 1:
+			o.Whole = true
+		default:
+			d.fail(fmt.Errorf("paths to collect have the unknown tag %d", tag))
 		}
 	} else {
 		o.Paths = d.Paths()
