@@ -18,7 +18,7 @@ var table = []Setting{
 	{"compress-build-log", []string{"build-compress-log"}, Trusted, "true", "pack build logs when they are complete", func(s *Settings) value { return (*flag)(&s.CompressBuildLog) }},
 	{"connect-timeout", nil, Anyone, "5", "seconds until a cache must have answered", func(s *Settings) value { return (*seconds)(&s.ConnectTimeout) }},
 	{"cores", []string{"build-cores"}, Anyone, "0", "processors for one build; 0: all", func(s *Settings) value { return (*count)(&s.Cores) }},
-	{"diff-hook", nil, Daemon, "", "program that shows how two results of one build differ", func(s *Settings) value { return (*text)(&s.DiffHook) }},
+	{"diff-hook", nil, Trusted, "", "program that shows how two results of one build differ", func(s *Settings) value { return (*text)(&s.DiffHook) }},
 	{"download-attempts", nil, Trusted, "5", "tries of one download", func(s *Settings) value { return (*count)(&s.DownloadAttempts) }},
 	{"experimental-features", nil, Daemon, "", "features of Nix that clients rely on", func(s *Settings) value { return (*words)(&s.ExperimentalOptions) }},
 	{"extra-platforms", nil, Trusted, "", "platforms that this machine can build for besides its own", func(s *Settings) value { return (*words)(&s.ExtraPlatforms) }},

@@ -9,10 +9,12 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -561,5 +563,144 @@ EOF
 		w.same(t, "sh", "-c", "cd "+path+" && for f in *; do echo $f: $(cat $f); done")
 		w.same(t, "nix-store", "-q", "--references", path)
 		w.same(t, "nix-store", "-qR", path)
+	}
+}
+
+// TestImpure builds impure derivations and what may depend on them.
+func TestImpure(t *testing.T) {
+	w := newWorld(t)
+	w.file(t, "i.nix", `let sh = name: script: extra: derivation ({ inherit name; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-ec" script ]; } // extra);
+in rec {
+  now = sh "now" "read x < /proc/uptime; echo $x > $out; echo $out >> $out; echo said" { __impure = true; };
+  on = sh "on" "while read -r l; do echo \"$l\"; done < ${now} > $out" { __impure = true; };
+  fixed = sh "fixed" "read x < ${now}; echo hi > $out" { outputHashMode = "flat"; outputHashAlgo = "sha256"; outputHash = "sha256-mOpuTyFvL7S2n/+bOkSELDhobKaF8/VdxIxdP7EQe+Q="; };
+  pure = sh "pure" "read x < ${now}; echo $x > $out" { };
+  onFixed = sh "on-fixed" "read x < ${fixed}; echo $x > $out" { };
+}`)
+	ours := w.serve(t, map[string]string{"experimental-features": features})
+	theirs := *w.theirs
+	theirs.env = append(slices.Clone(theirs.env), "NIX_REMOTE=local")
+	run := func(s *side, attr string) output {
+		return s.try(nil, append([]string{"nix", "build", "--json", "--no-link", "-f", "i.nix", attr, "--option", "experimental-features", features}, likeOurs...)...)
+	}
+	path := regexp.MustCompile(`"out":"([^"]*)"`)
+	for _, s := range []*side{&theirs, ours} {
+		seen := map[string]bool{}
+		for _, attr := range []string{"now", "now", "on"} {
+			o := run(s, attr)
+			m := path.FindStringSubmatch(o.out)
+			if o.code != 0 || m == nil || seen[m[1]] {
+				t.Fatalf("%s: %s: %d %s%s", s.name, attr, o.code, o.out, o.err)
+			}
+			seen[m[1]] = true
+			if text := s.run("cat", m[1]); attr == "now" && !strings.HasSuffix(text, m[1]) {
+				t.Errorf("%s: it does not refer to itself: %s", s.name, text)
+			}
+		}
+		o := run(s, "pure")
+		if o.code == 0 || !regexp.MustCompile(`pure derivation '[^']*-pure.drv' depends on impure derivation '[^']*-now.drv'`).MatchString(o.err) {
+			t.Errorf("%s: pure: %d %s", s.name, o.code, o.err)
+		}
+	}
+	for _, attr := range []string{"fixed", "onFixed"} {
+		if a, b := run(&theirs, attr), run(ours, attr); a.code != 0 || a.out != b.out {
+			t.Errorf("%s\nnix:   %s%s\ncairn: %s%s", attr, a.out, a.err, b.out, b.err)
+		}
+	}
+	if o := run(w.ours, "now"); o.code == 0 || !strings.Contains(o.err, "experimental Nix feature 'impure-derivations' is disabled") {
+		t.Errorf("a daemon without the feature: %d %s", o.code, o.err)
+	}
+}
+
+// TestFloating compares content-addressed outputs that refer to themselves and to each other, in files, links and names.
+func TestFloating(t *testing.T) {
+	w := newWorld(t)
+	w.file(t, "c.nix", `let ca = name: script: extra: derivation ({ inherit name; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-ec" script ]; __contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256"; } // extra);
+in rec {
+  self = ca "self" "mkdir -p $out/d; echo $out $out > $out/a; ln -s $out/a $out/link; ln -s d/x $out/d/x; mkdir $out/n; echo x > $out/n/\${out##*/}; printf '%s' $out > $out/d/end" { };
+  multi = ca "multi" "mkdir $out $dev $lib; echo $lib > $out/l; ln -s $dev/x $out/dev; echo lib $lib > $lib/self; echo dev $lib > $dev/l" { outputs = [ "out" "dev" "lib" ]; };
+  same = ca "same" "echo same > $out; echo same > $dev" { outputs = [ "out" "dev" ]; };
+  flat = ca "flat" "echo flat > $out" { outputHashMode = "flat"; };
+  sha512 = ca "sha512" "echo sha512 > $out" { outputHashAlgo = "sha512"; };
+  on = ca "on" "echo ${multi} ${multi.dev} ${self}/d > $out" { };
+  again = ca "on" "echo ${multi} ${multi.dev} ${self}/d > $out; : other" { };
+}`)
+	for _, attr := range []string{"self", "multi", "multi.dev", "multi.lib", "same", "flat", "sha512", "on", "again"} {
+		path := w.realise(t, "c.nix", "-A", attr)
+		for _, p := range lines(path) {
+			w.same(t, "nix-store", "-q", "--references", p)
+			w.same(t, "nix-store", "--dump", p)
+			w.samePathInfos(t, p)
+		}
+	}
+}
+
+// TestFetchURL compares nix's own expression for downloads, with mirrors, and archives that are unpacked.
+func TestFetchURL(t *testing.T) {
+	w := newWorld(t)
+	w.file(t, "tool", "#!/bin/sh\n")
+	w.theirs.run("sh", "-c", "nix-store --dump tool > archive")
+	archive, err := os.ReadFile(filepath.Join(w.theirs.work, "archive"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	zipped, err := exec.Command("sh", "-c", "xz -c "+filepath.Join(w.theirs.work, "archive")).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asked sync.Map
+	flat := strings.TrimSpace(w.same(t, "nix-hash", "--type", "sha256", "--flat", "tool"))
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		asked.Store(r.URL.Path, true)
+		files := map[string][]byte{"/tool": []byte("#!/bin/sh\n"), "/archive.nar": archive, "/archive.nar.xz": zipped, "/mirror/sha256/" + flat: []byte("#!/bin/sh\n")}
+		if user, password, _ := r.BasicAuth(); r.URL.Path == "/private" && user == "me" && password == "secret" {
+			files["/private"] = []byte("#!/bin/sh\n")
+		}
+		if data, ok := files[r.URL.Path]; ok {
+			http.ServeContent(rw, r, "", timeZero, bytes.NewReader(data))
+			return
+		}
+		http.NotFound(rw, r)
+	}))
+	defer server.Close()
+	host, _, _ := strings.Cut(strings.TrimPrefix(server.URL, "http://"), ":")
+	for _, s := range w.both() {
+		if err := os.WriteFile(filepath.Join(s.work, "netrc"), []byte("machine "+host+" login me password secret\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	recursive := strings.TrimSpace(w.same(t, "nix-hash", "--type", "sha256", "tool"))
+	for _, s := range w.both() {
+		s.run("chmod", "+x", "tool")
+	}
+	executable := strings.TrimSpace(w.same(t, "nix-hash", "--type", "sha256", "tool"))
+	for name, c := range map[string]struct{ args, want string }{
+		"plain":      {`{ url = "URL/tool"; sha256 = "` + flat + `"; }`, ""},
+		"executable": {`{ url = "URL/tool"; sha256 = "` + executable + `"; executable = true; name = "tool-x"; }`, ""},
+		"unpack":     {`{ url = "URL/archive.nar"; sha256 = "` + recursive + `"; unpack = true; }`, ""},
+		"unpack xz":  {`{ url = "URL/archive.nar.xz"; sha256 = "` + recursive + `"; unpack = true; name = "xz"; }`, ""},
+		"private":    {`{ url = "URL/private"; sha256 = "` + flat + `"; name = "private"; }`, ""},
+		"wrong":      {`{ url = "URL/tool"; sha256 = "` + strings.Repeat("0", 64) + `"; name = "wrong"; }`, "hash mismatch in fixed-output derivation '"},
+		"missing":    {`{ url = "URL/none"; sha256 = "` + flat + `"; name = "none"; }`, "404"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			expr := "import <nix/fetchurl.nix> " + strings.ReplaceAll(c.args, "URL", server.URL)
+			var outs []output
+			for _, s := range w.both() {
+				outs = append(outs, s.try(nil, "nix-build", "--no-out-link", "-E", expr, "--option", "netrc-file", filepath.Join(s.work, "netrc")))
+			}
+			a, b := outs[0], outs[1]
+			if a.code != 0 != (b.code != 0) || a.out != b.out || !strings.Contains(a.err, c.want) || !strings.Contains(b.err, c.want) {
+				t.Errorf("nix:   %d %s%s\ncairn: %d %s%s", a.code, a.out, a.err, b.code, b.out, b.err)
+			}
+			if a.code == 0 && b.code == 0 {
+				w.same(t, "nix-store", "--dump", strings.TrimSpace(a.out))
+			}
+		})
+	}
+	asked.Clear()
+	a, b := w.build("-E", `import <nix/fetchurl.nix> { url = "`+server.URL+`/gone"; sha256 = "`+flat+`"; name = "mirrored"; }`, "--option", "hashed-mirrors", server.URL+"/mirror")
+	if _, ok := asked.Load("/gone"); a.code != 0 || b.code != 0 || a.out != b.out || ok {
+		t.Errorf("mirror: nix: %d %s cairn: %d %s", a.code, a.err, b.code, b.err)
 	}
 }
