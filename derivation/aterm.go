@@ -294,6 +294,9 @@ func (o Output) Columns() (path, methodAlgo, hash string) {
 }
 
 func parseMethodAlgo(s string) (store.Method, store.Algorithm, error) {
+	if strings.HasPrefix(s, "git:") {
+		return 0, 0, store.ErrGit
+	}
 	method := store.Flat
 	for _, m := range []store.Method{store.Text, store.Recursive} {
 		if rest, ok := strings.CutPrefix(s, m.Prefix()); ok {

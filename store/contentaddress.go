@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 )
@@ -88,12 +89,18 @@ func ParseContentAddressMethod(s string) (Method, Algorithm, error) {
 	return m, a, nil
 }
 
+// ErrGit says that something is addressed by the hash of a git tree.
+var ErrGit = errors.New("objects addressed by their git hash are not supported")
+
 func cutMethod(s string) (Method, string, error) {
 	if rest, ok := strings.CutPrefix(s, "text:"); ok {
 		return Text, rest, nil
 	}
 	if rest, ok := strings.CutPrefix(s, "fixed:r:"); ok {
 		return Recursive, rest, nil
+	}
+	if strings.HasPrefix(s, "fixed:git:") {
+		return 0, "", ErrGit
 	}
 	if rest, ok := strings.CutPrefix(s, "fixed:"); ok {
 		return Flat, rest, nil

@@ -788,3 +788,82 @@ func BenchmarkRequest(b *testing.B) {
 		})
 	}
 }
+
+// TestText builds files that are addressed as texts: with references, and a derivation that is built in its turn. What is hashed
+// as a git tree and what depends on outputs of outputs is refused by name.
+func TestText(t *testing.T) {
+	r := newRig(t, nil)
+	in := r.addText("in", "in\n")
+	text := r.realise(r.add(drv{name: "text", kind: derivation.Floating, method: store.Text, script: "echo @in@ > $out", inputs: map[string]store.Path{"in": in}}))
+	info, err := r.store.Info(t.Context(), text)
+	if want := r.addText("text", in.String()+"\n", in); err != nil || text != want || info.CA.Method != store.Text {
+		t.Errorf("%s, want %s; %+v %v", text, want, info, err)
+	}
+	two := r.add(drv{name: "two", kind: derivation.Floating, method: store.Text, outputs: []string{"out", "ref"}, script: "echo text > $out; echo $out > $ref"})
+	list, err := r.build.Build(t.Context(), all(two), build.Normal, nil)
+	if err != nil || !list[0].Status.OK() {
+		t.Fatalf("%v %+v", err, list[0])
+	}
+	ref, out := list[0].Outputs["ref"].OutPath, list[0].Outputs["out"].OutPath
+	if info, err := r.store.Info(t.Context(), ref); err != nil || r.read(ref) != out.String()+"\n" || info.CheckContentAddress() != nil || ref != r.addText("two-ref", out.String()+"\n", out) {
+		t.Errorf("%+v %v: %q", info, err, r.read(ref))
+	}
+	inner := r.make(drv{name: "inner", script: "echo inner > $out"})
+	made := r.realise(r.add(drv{name: "inner.drv", kind: derivation.Floating, method: store.Text, env: map[string]string{"passAsFile": "aterm", "aterm": string(inner.ATerm())}, script: "cat $atermPath > $out"}))
+	if res := r.result(made); res.Status != protocol.Built || r.read(res.Outputs["out"].OutPath) != "inner\n" {
+		t.Errorf("%v %s", res.Status, res.Error)
+	}
+	claims := r.make(drv{name: "claims", script: "echo claims > $out"})
+	claims.Outputs["out"] = derivation.Output{Path: inner.Outputs["out"].Path}
+	res := r.result(r.add(drv{name: "claims.drv", kind: derivation.Floating, method: store.Text, env: map[string]string{"passAsFile": "aterm", "aterm": string(claims.ATerm())}, script: "cat $atermPath > $out"}))
+	if res.Status.OK() || !strings.Contains(res.Error, derivation.ErrOutput.Error()) {
+		t.Errorf("a derivation that claims another's output: %v %s", res.Status, res.Error)
+	}
+	for text, want := range map[string]string{
+		`DrvWithVersion("xp-dyn-drv",[("out","","","")],[],[],"s","b",[],[])`: "dynamic derivations are not supported",
+		`Derive([("out","","git:sha256","")],[],[],"s","b",[],[])`:            "addressed by their git hash are not supported",
+	} {
+		if _, err := r.store.AddStream(t.Context(), "x.drv", store.Text, store.SHA256, nil, strings.NewReader(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+	if _, err := protocol.ParseTarget(r.layout.Dir, made.String()+"!out!bin"); err == nil || !strings.Contains(err.Error(), "dynamic derivations) are not supported") {
+		t.Errorf("outputs of outputs: %v", err)
+	}
+}
+
+// TestSandboxPaths shows builders files of the host and of the store.
+func TestSandboxPaths(t *testing.T) {
+	r := newRig(t, nil)
+	file := filepath.Join(t.TempDir(), "file")
+	os.WriteFile(file, []byte("of the host\n"), 0o644)
+	for dir := filepath.Dir(file); dir != "/" && dir != "/tmp"; dir = filepath.Dir(dir) {
+		os.Chmod(dir, 0o755)
+	}
+	low := r.addText("low", "low\n")
+	tool := r.realise(r.add(drv{name: "tool", script: "mkdir $out; echo @low@ > $out/ref", inputs: map[string]store.Path{"low": low}}))
+	script := "cat /host /tools/ref > $out; cat $(cat /tools/ref) >> $out; cat " + tool.String() + "/ref; echo x > /host && exit 1; [ ! -e /none ]"
+	set := settings.Defaults()
+	set.SandboxPaths = []string{"/host=" + file, "/tools=" + tool.String(), "/none=/no/such/file?", "/none2=" + strings.Replace(low.String(), "low", "gone", 1) + "?"}
+	d := r.add(drv{name: "sees", script: script})
+	list, err := r.build.With(set).Build(t.Context(), all(d), build.Normal, nil)
+	if err != nil || !list[0].Status.OK() {
+		t.Fatalf("%v %+v", err, list[0])
+	}
+	out := list[0].Outputs["out"].OutPath
+	if got, want := r.read(out), "of the host\n"+low.String()+"\nlow\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if refs, err := r.store.References(out); err != nil || len(refs) != 0 {
+		t.Errorf("sandbox paths are references: %v %v", refs, err)
+	}
+	for word, want := range map[string]string{"/x=/no/such/file": "no such file", "relative": "not an absolute clean path", "/x=" + strings.Replace(low.String(), "low", "gone", 1): "not valid", "/": "not an absolute clean path"} {
+		set := settings.Defaults()
+		set.SandboxPaths = []string{word}
+		d := r.add(drv{name: "refused", script: "touch $out"})
+		list, err := r.build.With(set).Build(t.Context(), all(d), build.Normal, nil)
+		if err != nil || list[0].Status.OK() || !strings.Contains(list[0].Error, want) {
+			t.Errorf("%s: %v %+v", word, err, list[0])
+		}
+	}
+}

@@ -20,7 +20,7 @@ import (
 )
 
 // repair builds what is missing of targets, then reads everything that their outputs reach, and builds again what is
-// damaged, references first. Whatever reads a damaged object meanwhile sees the old files or the new ones.
+// damaged, references first, or fetches it from a cache. Whatever reads a damaged object meanwhile sees the old files or the new ones.
 // A rebuild repairs only when it gives the registered contents again.
 func (b *Builder) repair(ctx context.Context, targets []protocol.Target, obs Observer) ([]*protocol.BuildResult, error) {
 	results, err := b.request(ctx, b.facts(), targets, Normal, obs)
@@ -91,8 +91,18 @@ func statusOf(err error) protocol.Status {
 	return protocol.MiscFailure
 }
 
-// mend builds the derivation again that made a damaged object, and notes what came of it for all outputs of that.
+// mend fetches a damaged object from a cache that has the same or, when none has, builds the derivation again that made it, and notes
+// what came of it for all outputs of that.
 func (b *Builder) mend(ctx context.Context, f *storeFacts, p store.Path, targets []protocol.Target, obs Observer, mended map[store.Path]error) error {
+	if info, err := b.store.Registered(p); err == nil {
+		if _, err := b.fetchAgain(ctx, info, obs); err == nil {
+			mended[p] = nil
+			return nil
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
 	drv, outputs, err := b.makerOf(ctx, f, p, targets)
 	if err == nil {
 		var list []*protocol.BuildResult

@@ -76,7 +76,7 @@ func (j *job) do(r *protocol.BuildResult, work func(context.Context, *protocol.B
 		return nil, context.Cause(j.ctx)
 	}
 	if first := j.firstFailure(); first != nil {
-		return nil, failure(protocol.DependencyFailed, "'%s' cannot be built, because '%s' failed: %s", j.key.drv, first.key.drv, first.result.Error)
+		return nil, failure(protocol.DependencyFailed, "%d dependencies of derivation '%s' failed to build: '%s' failed: %s", j.failed(), j.key.drv, first.key.drv, first.result.Error)
 	}
 	return work(disk.WithLease(j.ctx, j.hold()), r)
 }
@@ -123,6 +123,19 @@ func (j *job) keepPresent() (map[string]store.Path, error) {
 		return nil, err
 	}
 	return j.present()
+}
+
+// failed counts the inputs that have failed so far.
+func (j *job) failed() int {
+	j.b.mu.Lock()
+	defer j.b.mu.Unlock()
+	n := 0
+	for _, d := range j.deps {
+		if d.ended && !d.result.Status.OK() {
+			n++
+		}
+	}
+	return n
 }
 
 // firstFailure follows failed inputs to the one that failed by itself.
