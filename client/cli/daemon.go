@@ -28,6 +28,7 @@ type daemonOptions struct {
 	engineOptions
 	stdio  bool
 	socket string
+	store  string // URI
 }
 
 func newDaemonCmd(env *Env) *cobra.Command {
@@ -60,6 +61,7 @@ client may do, whoever it is.`,
 	}
 	f := cmd.Flags()
 	f.BoolVar(&o.stdio, "stdio", false, "serve one client on standard input and output")
+	f.StringVar(&o.store, "store", "", "the store that `URI` names, in Nix's form: daemon, unix:///SOCKET, local?root=DIR or DIR")
 	f.StringVar(&o.socket, "socket", "", "listen at `FILE` instead of the store's own place")
 	f.StringArrayVar(&o.options, "option", nil, "a setting of nix.conf, `NAME=VALUE`; may be given more than once")
 	for _, flag := range []struct{ name, setting, usage string }{
@@ -92,6 +94,9 @@ client may do, whoever it is.`,
 const drainTime = 2 * time.Minute
 
 func runDaemon(ctx context.Context, env *Env, o *daemonOptions) error {
+	if err := env.chooseStore(o.store); err != nil {
+		return &usageError{err}
+	}
 	layout, err := env.layout()
 	if err != nil {
 		return err

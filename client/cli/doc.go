@@ -337,6 +337,7 @@
 //	  --rights VERBS               what clients may do at most, VERBS of the access list
 //	  --socket FILE                listen at FILE instead of the store's own place
 //	  --stdio                      serve one client on standard input and output
+//	  --store URI                  the store that URI names, in Nix's form: daemon, unix:///SOCKET, local?root=DIR or DIR
 //	  --timeout SECONDS            longest build, in SECONDS; 0: no limit
 //
 // For example:
