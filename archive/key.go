@@ -247,6 +247,18 @@ func ReadSecretKey(path string) (SecretKey, error) {
 	return k, nil
 }
 
+// ReadExposedKey reads a secret key's file, and reports whether others can read it, too: Nix does not mind.
+func ReadExposedKey(path string) (k SecretKey, exposed bool, err error) {
+	text, mode, err := readKeyFile(path)
+	if err != nil {
+		return SecretKey{}, false, fmt.Errorf("read secret key: %w", err)
+	}
+	if k, err = ParseSecretKey(text); err != nil {
+		return SecretKey{}, false, fmt.Errorf("read %s: %w", path, err)
+	}
+	return k, mode&0o077 != 0, nil
+}
+
 // ReadPublicKey reads a public key's file.
 func ReadPublicKey(path string) (PublicKey, error) {
 	text, _, err := readKeyFile(path)

@@ -10,9 +10,12 @@ import (
 func (b *Builder) signingKeys() ([]archive.SecretKey, error) {
 	var keys []archive.SecretKey
 	for _, file := range b.settings.SecretKeyFiles {
-		k, err := archive.ReadSecretKey(file)
+		k, exposed, err := archive.ReadExposedKey(file)
 		if err != nil {
 			return nil, fmt.Errorf("setting 'secret-key-files': %w", err)
+		}
+		if exposed {
+			b.opts.Logger.Warn("a secret key can be read by others; chmod 0400 it", "file", file)
 		}
 		keys = append(keys, k)
 	}

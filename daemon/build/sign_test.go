@@ -1,6 +1,7 @@
 package build_test
 
 import (
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -26,6 +27,11 @@ func TestSecretKeyFiles(t *testing.T) {
 		file := filepath.Join(t.TempDir(), name)
 		if err := k.WriteFile(file); err != nil {
 			t.Fatal(err)
+		}
+		if name == "second-1" { // as "nix key generate-secret > FILE" makes it
+			if err := os.Chmod(file, 0o644); err != nil {
+				t.Fatal(err)
+			}
 		}
 		set.SecretKeyFiles = append(set.SecretKeyFiles, file)
 		keys = append(keys, k.Public())

@@ -109,6 +109,7 @@ func TestTrust(t *testing.T) {
 	// The store is everybody's to look at and to sweep, but not to mend.
 	w.judged(t, nil, true, "nix-store", "--verify")
 	w.judged(t, nil, false, "nix-store", "--verify", "--repair")
+	w.judged(t, nil, true, "nix-store", "--optimise")
 	w.judged(t, nil, true, "nix-store", "--delete", paths[2])
 	for _, o := range []output{w.theirs.try(nil, "nix-store", "--gc", "--print-roots"), w.ours.try(nil, "nix-store", "--gc", "--print-roots")} {
 		if o.code != 0 || strings.Contains(o.out, "/proc/") {
