@@ -103,6 +103,20 @@ func (c *Conn) json(ctx context.Context, k *call, request, answer any) error {
 	return nil
 }
 
+// Check verifies the store or some paths, and repairs them if asked to; obs, which may be nil, is told the progress.
+func (c *Conn) Check(ctx context.Context, req *protocol.VerifyRequest, obs Observer) (*protocol.VerifyResult, error) {
+	r := &protocol.VerifyResult{}
+	err := c.json(ctx, &call{op: protocol.OpVerify, what: "verify the store", obs: obs}, req, r)
+	return r, err
+}
+
+// Optimise makes equal files of the store hard links; obs, which may be nil, is told the progress.
+func (c *Conn) Optimise(ctx context.Context, obs Observer) (*protocol.OptimiseResult, error) {
+	r := &protocol.OptimiseResult{}
+	err := c.json(ctx, &call{op: protocol.OpOptimise, what: "optimise the store", obs: obs}, nil, r)
+	return r, err
+}
+
 // Verify checks the store, with contents or without, and reports whether errors remain.
 // What is wrong is told to the observer.
 func (c *Conn) Verify(ctx context.Context, contents, repair bool, obs Observer) (bool, error) {

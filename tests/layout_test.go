@@ -23,6 +23,7 @@ var order = []string{
 	"store/base32",
 	"store",
 	"store/refscan",
+	"store/readdress",
 	"store/storetest",
 	"derivation",
 	"archive",

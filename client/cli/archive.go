@@ -166,7 +166,7 @@ func damagedNAR(err error) error {
 func archiveList(env *Env, o *archiveOptions) error {
 	r := bufio.NewReaderSize(env.Stdin, 1<<16)
 	if head, _ := r.Peek(len(narStart)); bytes.Equal(head, narStart) {
-		return damagedNAR(listNAR(env, r, "", o.json))
+		return damagedNAR(listNAR(env, r, o.json))
 	}
 	layout, err := env.layout()
 	if err != nil {

@@ -564,16 +564,21 @@
 //
 // # cairn store ls
 //
-// List the files of an object with kind and size. The daemon reads them, so that an
-// object of a store below --root is listed as well, wherever its files really are.
+// List a directory of an object, or all below it with -R, with kind and size with -l.
+// The daemon reads the files, so that an object of a store below --root is listed as
+// well, wherever its files really are. Lines and JSON are those of 'nix store ls'.
 //
-//	cairn store ls [--json] PATH [flags]
+//	cairn store ls [-R] [-l] [-d] [--json] PATH [flags]
+//	  -d, --directory              the directory itself, not what is in it
 //	  --json                       print JSON
+//	  -l, --long                   kind, permissions, size, and where links point to
+//	  -R, --recursive              directories below as well
 //
 // For example:
 //
 //	cairn store ls ./result
-//	cairn store ls --json /cairn/store/f2ib…-hello
+//	cairn store ls -lR /cairn/store/f2ib…-hello/share
+//	cairn store ls -R --json ./result
 //
 // # cairn store path-info
 //
@@ -628,18 +633,25 @@
 //
 // # cairn store verify
 //
-// Check that every valid object is there and that all its references are valid;
-// with --contents also that its bytes still have the recorded hash.
-// What is wrong is listed, and the exit code is 1.
+// Check that objects are there, that all their references are valid, and that their
+// bytes still have the recorded hash; without PATH all objects, the pool of hard links,
+// and whether the store directory has files that nobody knows. An object whose files
+// have disappeared and that nothing refers to is dropped from the database.
 //
-//	cairn store verify [--contents] [--repair] [flags]
-//	  --contents                   read and hash every object
-//	  --repair                     get corrupt objects anew where that is possible
+// What is wrong is listed, and the exit code is 1 if any of it is left.
+//
+//	cairn store verify [-r] [--no-contents] [--repair] [--json] [PATH…] [flags]
+//	  --all                        all objects, which is the default without PATH
+//	  -r, --closure                everything that the objects refer to as well
+//	  --json                       print JSON
+//	  --no-contents                only look whether files and references are there
+//	  --repair                     repair what is wrong, as 'cairn store repair' does
 //
 // For example:
 //
-//	cairn store verify --contents
-//	cairn store verify --root ~/try
+//	cairn store verify
+//	cairn store verify -r ./result
+//	cairn store verify --root ~/try --no-contents
 //
 // # cairn system
 //

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -250,152 +249,6 @@ func (e *Env) printPaths(asJSON bool, list []store.Path) error {
 	return nil
 }
 
-func newStoreListCmd(env *Env) *cobra.Command {
-	asJSON := false
-	cmd := &cobra.Command{
-		Use:   "ls [--json] PATH",
-		Short: "List the files of an object",
-		Long: `List the files of an object with kind and size. The daemon reads them, so that an
-object of a store below --root is listed as well, wherever its files really are.`,
-		Example: `  cairn store ls ./result
-  cairn store ls --json /cairn/store/f2ib…-hello`,
-		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return env.withSession(cmd.Context(), func(s *session) error {
-				return s.readNAR(cmd.Context(), env, args[0], func(r io.Reader, rest string) error {
-					return listNAR(env, r, strings.TrimPrefix(rest, "/"), asJSON)
-				})
-			})
-		},
-	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return cmd
-}
-
-// file is a line of a listing.
-type file struct {
-	Path       string `json:"path"`
-	Type       string `json:"type"`
-	Size       int64  `json:"size,omitempty"`
-	Executable bool   `json:"executable,omitempty"`
-	Target     string `json:"target,omitempty"`
-}
-
-// listNAR prints the files of an archive at or below a path.
-func listNAR(env *Env, r io.Reader, below string, asJSON bool) error {
-	files := []file{}
-	err := eachFile(r, func(h *nar.Header, _ io.Reader) error {
-		if h.Path == below || below == "" || strings.HasPrefix(h.Path, below+"/") {
-			files = append(files, file{path.Join("/", h.Path), h.Type.String(), h.Size, h.Executable, h.Target})
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	if len(files) == 0 {
-		return fmt.Errorf("no file %q in the object", below)
-	}
-	if asJSON {
-		return env.printJSON(files)
-	}
-	for _, f := range files {
-		env.printf("%s\n", f.line())
-	}
-	return nil
-}
-
-func (f file) line() string {
-	mode := map[string]string{"directory": "dr-xr-xr-x", "symlink": "lrwxrwxrwx", "regular": "-r--r--r--"}[f.Type]
-	if f.Executable {
-		mode = "-r-xr-xr-x"
-	}
-	text := fmt.Sprintf("%s %12d %s", mode, f.Size, f.Path)
-	if f.Type == "symlink" {
-		text += " -> " + f.Target
-	}
-	return stripEscapes(text)
-}
-
-// eachFile calls fn for everything in an archive and reads it to its end.
-func eachFile(r io.Reader, fn func(*nar.Header, io.Reader) error) error {
-	nr := nar.NewReader(r)
-	for {
-		h, err := nr.Next()
-		if err == io.EOF {
-			return nil
-		}
-		if err == nil {
-			err = fn(h, nr)
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
-func newStoreCatCmd(env *Env) *cobra.Command {
-	return &cobra.Command{
-		Use:   "cat PATH",
-		Short: "Print a file of an object",
-		Long: `Print a regular file: an object that is one, or one inside an object.
-The whole object is read and checked, and nothing but the file is printed.`,
-		Example: `  cairn store cat /cairn/store/f2ib…-hello/share/doc
-  cairn store cat ./result/etc/hosts`,
-		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return env.withSession(cmd.Context(), func(s *session) error {
-				return s.readNAR(cmd.Context(), env, args[0], func(r io.Reader, rest string) error {
-					return catNAR(env.Stdout, r, strings.TrimPrefix(rest, "/"))
-				})
-			})
-		},
-	}
-}
-
-func catNAR(w io.Writer, r io.Reader, name string) error {
-	found := false
-	err := eachFile(r, func(h *nar.Header, data io.Reader) error {
-		if h.Path != name {
-			return nil
-		}
-		if found = true; h.Type != nar.Regular {
-			return fmt.Errorf("%q is a %s", "/"+name, h.Type)
-		}
-		_, err := io.Copy(w, data)
-		return err
-	})
-	if err == nil && !found {
-		err = fmt.Errorf("no file %q in the object", "/"+name)
-	}
-	return err
-}
-
-// readNAR gives fn the archive of the object that arg is or is inside of.
-// An error of fn ends the connection: the rest of the archive is not wanted.
-func (s *session) readNAR(ctx context.Context, env *Env, arg string, fn func(r io.Reader, rest string) error) error {
-	p, rest, err := s.storePath(env, arg)
-	if err != nil {
-		return err
-	}
-	r, w := io.Pipe()
-	sent := make(chan error, 1)
-	go func() {
-		err := s.NAR(ctx, p, w)
-		w.CloseWithError(err)
-		sent <- err
-	}()
-	err = fn(r, rest)
-	if err != nil {
-		err = fmt.Errorf("%s: %w", arg, err)
-	}
-	r.CloseWithError(err)
-	if sendErr := <-sent; sendErr != nil && err == nil {
-		return sendErr
-	}
-	return err
-}
-
 func newStoreDumpCmd(env *Env) *cobra.Command {
 	return &cobra.Command{
 		Use:   "dump PATH",
@@ -441,35 +294,6 @@ refused, and nothing is deleted then; 'cairn gc --why' says what keeps it.`,
 			})
 		},
 	}
-}
-
-// errCorrupt says that a store is not as its database says.
-var errCorrupt = errors.New("the store has errors")
-
-func newStoreVerifyCmd(env *Env) *cobra.Command {
-	contents, repair := false, false
-	cmd := &cobra.Command{
-		Use:   "verify [--contents] [--repair]",
-		Short: "Check that the store is what its database says",
-		Long: `Check that every valid object is there and that all its references are valid;
-with --contents also that its bytes still have the recorded hash.
-What is wrong is listed, and the exit code is 1.`,
-		Example: `  cairn store verify --contents
-  cairn store verify --root ~/try`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return env.withSession(cmd.Context(), func(s *session) error {
-				errs, err := s.Verify(cmd.Context(), contents, repair, env.logLines())
-				if err == nil && errs {
-					err = errCorrupt
-				}
-				return err
-			})
-		},
-	}
-	cmd.Flags().BoolVar(&contents, "contents", false, "read and hash every object")
-	cmd.Flags().BoolVar(&repair, "repair", false, "get corrupt objects anew where that is possible")
-	return cmd
 }
 
 // logLines prints the daemon's log lines to standard error.

@@ -1,0 +1,178 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"cairn/daemon/protocol"
+	"cairn/store"
+)
+
+// errCorrupt says that a store is not as its database says.
+var errCorrupt = errors.New("the store has errors")
+
+type storeVerifyOptions struct {
+	all, closure, contents, noContents, repair, dryRun, json bool
+}
+
+func newStoreVerifyCmd(env *Env) *cobra.Command {
+	o := &storeVerifyOptions{}
+	cmd := &cobra.Command{
+		Use:   "verify [-r] [--no-contents] [--repair] [--json] [PATH…]",
+		Short: "Check that the store is what its database says",
+		Long: `Check that objects are there, that all their references are valid, and that their
+bytes still have the recorded hash; without PATH all objects, the pool of hard links,
+and whether the store directory has files that nobody knows. An object whose files
+have disappeared and that nothing refers to is dropped from the database.
+
+What is wrong is listed, and the exit code is 1 if any of it is left.`,
+		Example: `  cairn store verify
+  cairn store verify -r ./result
+  cairn store verify --root ~/try --no-contents`,
+		RunE: func(cmd *cobra.Command, args []string) error { return runStoreVerify(cmd.Context(), env, o, args) },
+	}
+	f := cmd.Flags()
+	f.BoolVar(&o.all, "all", false, "all objects, which is the default without PATH")
+	f.BoolVarP(&o.closure, "closure", "r", false, "everything that the objects refer to as well")
+	f.BoolVar(&o.contents, "contents", false, "read and hash every object, which is the default")
+	f.BoolVar(&o.noContents, "no-contents", false, "only look whether files and references are there")
+	f.BoolVar(&o.repair, "repair", false, "repair what is wrong, as 'cairn store repair' does")
+	f.BoolVar(&o.json, "json", false, "print JSON")
+	f.Lookup("contents").Hidden = true
+	cmd.MarkFlagsMutuallyExclusive("contents", "no-contents")
+	return cmd
+}
+
+func newStoreRepairCmd(env *Env) *cobra.Command {
+	o := &storeVerifyOptions{repair: true}
+	cmd := &cobra.Command{
+		Use:   "repair [-r] [--dry-run] [--json] --all | PATH…",
+		Short: "Give damaged or missing objects the files that they should have",
+		Long: `Read objects, and replace the files of those that are damaged or gone: from a cache
+that has the same, else by building again what made them. Whoever reads an object
+meanwhile sees the old files or the new ones. References come first.
+
+Each object's outcome is listed; the exit code is 1 if anything is left, and
+--dry-run only lists what is wrong and where new files would come from.`,
+		Example: `  cairn store repair --dry-run --all
+  cairn store repair /cairn/store/f2ib…-hello
+  cairn store repair -r ./result`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if o.all == (len(args) > 0) {
+				return &usageError{errors.New("give paths, or --all")}
+			}
+			return runStoreVerify(cmd.Context(), env, o, args)
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&o.all, "all", false, "all objects")
+	f.BoolVarP(&o.closure, "closure", "r", false, "everything that the objects refer to as well")
+	f.BoolVarP(&o.dryRun, "dry-run", "n", false, "only list what is wrong and what would be done")
+	f.BoolVar(&o.json, "json", false, "print JSON")
+	return cmd
+}
+
+func runStoreVerify(ctx context.Context, env *Env, o *storeVerifyOptions, args []string) error {
+	if o.all && len(args) > 0 {
+		return &usageError{errors.New("--all is instead of paths")}
+	}
+	return env.withSession(ctx, func(s *session) error {
+		req := &protocol.VerifyRequest{Contents: !o.noContents, Repair: o.repair, DryRun: o.dryRun}
+		var err error
+		if len(args) > 0 {
+			if req.Paths, err = verifiedPaths(ctx, env, s, o.closure, args); err != nil {
+				return err
+			}
+		}
+		r, err := s.Check(ctx, req, env.logLines())
+		if err != nil {
+			return err
+		}
+		if o.json {
+			err = env.printJSON(r)
+		} else {
+			printFindings(env, o, r)
+		}
+		if err == nil && r.Left > 0 {
+			err = corrupt(o, r.Left)
+		}
+		return err
+	})
+}
+
+// verifiedPaths also accepts objects that are registered and have disappeared: whether they are known, the daemon says.
+func verifiedPaths(ctx context.Context, env *Env, s *session, closure bool, args []string) ([]store.Path, error) {
+	paths, err := s.objects(env, args)
+	if err != nil || !closure {
+		return paths, err
+	}
+	infos, err := s.Closure(ctx, paths)
+	if err != nil {
+		return nil, err
+	}
+	paths = nil
+	for _, i := range infos {
+		paths = append(paths, i.Path)
+	}
+	return paths, nil
+}
+
+func corrupt(o *storeVerifyOptions, left int) error {
+	err := fmt.Errorf("%w: %s left", errCorrupt, count(left, "problem"))
+	if !o.repair {
+		return hinted(err, "'cairn store repair --dry-run --all' says what can be done about it")
+	}
+	return err
+}
+
+func printFindings(env *Env, o *storeVerifyOptions, r *protocol.VerifyResult) {
+	for _, f := range r.Findings {
+		env.printf("%s\n", stripEscapes(f.Text))
+		switch {
+		case f.Fixed && f.How == "removed":
+			env.printf("  removed\n")
+		case f.Fixed:
+			env.printf("  repaired from %s\n", stripEscapes(f.How))
+		case f.Error != "":
+			env.printf("  cannot be repaired: %s\n", stripEscapes(f.Error))
+		case f.How != "":
+			env.printf("  would be repaired from %s\n", stripEscapes(f.How))
+		}
+	}
+	env.note("%s checked, %s read, %s, %d left", count(r.Paths, "object"), formatSize(r.Bytes), count(len(r.Findings), "finding"), r.Left)
+}
+
+func newStoreOptimiseCmd(env *Env) *cobra.Command {
+	asJSON := false
+	cmd := &cobra.Command{
+		Use:   "optimise [--json]",
+		Short: "Make equal files hard links to save space",
+		Long: `Make files of the store that have the same contents hard links to one file. Each object
+is verified before its files become links; damaged ones are left alone. It may
+run at any time; a second run reads only what is new.`,
+		Example: `  cairn store optimise
+  cairn store optimise --root ~/try --json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return env.withSession(cmd.Context(), func(s *session) error {
+				r, err := s.Optimise(cmd.Context(), env.logLines())
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return env.printJSON(r)
+				}
+				env.printf("%.2f MiB freed by hard-linking %d files\n", float64(r.Bytes)/(1<<20), r.Files)
+				if r.Skipped > 0 {
+					env.note("%s not touched because they are damaged; 'cairn store repair --dry-run --all' lists them", count(r.Skipped, "object"))
+				}
+				return nil
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
