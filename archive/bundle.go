@@ -132,7 +132,7 @@ type packer struct {
 func newPacker(out *wire.Writer) (*packer, error) {
 	p := &packer{out: out, hash: store.BLAKE3.New(), buf: make([]byte, 0, bundleFrame)}
 	var err error
-	p.zstd, err = newEncoder(nil)
+	p.zstd, err = newEncoder(nil, 0)
 	return p, err
 }
 

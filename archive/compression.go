@@ -103,13 +103,22 @@ type Compressor interface {
 
 // NewCompressor returns a compressor to w.
 func NewCompressor(w io.Writer, c Compression) (Compressor, error) {
+	return NewLevelCompressor(w, c, 0)
+}
+
+// NewLevelCompressor returns a compressor to w that works harder the higher the level, by the program's own levels:
+// 1 to 22 for zstd, 1 to 9 for gzip; 0 is a quick one.
+func NewLevelCompressor(w io.Writer, c Compression, level int) (Compressor, error) {
 	switch c {
 	case Uncompressed:
 		return plain{w}, nil
 	case Zstd:
-		return newEncoder(w)
+		return newEncoder(w, level)
 	case Gzip:
-		return gzip.NewWriter(w), nil
+		if level == 0 {
+			level = gzip.DefaultCompression
+		}
+		return gzip.NewWriterLevel(w, min(level, gzip.BestCompression))
 	}
 	return nil, fmt.Errorf("compression %q cannot be written", string(c))
 }
@@ -120,8 +129,19 @@ func NewBzip2(w io.Writer) (io.WriteCloser, error) {
 	return bzip2w.NewWriter(w, &bzip2w.WriterConfig{Level: 2})
 }
 
-func newEncoder(w io.Writer) (*zstd.Encoder, error) {
-	return zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(ownWindow/2), zstd.WithLowerEncoderMem(true))
+// highLevel is the first at which memory does not matter.
+const highLevel = 6
+
+func newEncoder(w io.Writer, level int) (*zstd.Encoder, error) {
+	speed := zstd.SpeedDefault
+	if level > 0 {
+		speed = zstd.EncoderLevelFromZstd(level)
+	}
+	window := ownWindow / 2
+	if level >= highLevel {
+		window = ownWindow
+	}
+	return zstd.NewWriter(w, zstd.WithEncoderLevel(speed), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(window), zstd.WithLowerEncoderMem(level < highLevel))
 }
 
 // plain passes bytes through.

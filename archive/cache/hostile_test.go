@@ -256,6 +256,7 @@ func encoded(w http.ResponseWriter, text string) {
 
 func encodedZeros(w http.ResponseWriter) {
 	w.Header().Set("Content-Encoding", "gzip")
+	w.(http.Flusher).Flush()
 	io.Copy(gzip.NewWriter(w), zeros{})
 }
 

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"io"
 
@@ -44,10 +45,13 @@ func (s *sink) Write(b []byte) (int, error) {
 
 func (s *sink) hash() store.Hash { return store.NewHash(store.SHA256, s.sum.Sum(nil)) }
 
+// cacheLevel is the level of compression when nobody says one: what is written once is read often.
+const cacheLevel = 6
+
 // pack writes an archive, packed, to a file, and checks that it is the one of info.
 func pack(to io.Writer, p *Parameters, info *store.Info, write func(io.Writer) error) (*packing, error) {
 	file := newSink(to)
-	c, err := archive.NewCompressor(file, p.Compression)
+	c, err := archive.NewLevelCompressor(file, p.Compression, cmp.Or(p.CompressionLevel, cacheLevel))
 	if err != nil {
 		return nil, err
 	}

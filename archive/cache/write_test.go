@@ -271,3 +271,61 @@ func TestParameters(t *testing.T) {
 		}
 	}
 }
+
+func TestCompressionLevel(t *testing.T) {
+	text := bytes.Repeat(noise(5000), 1)
+	for i := range 40_000 {
+		text = append(text, text[(i*i)%4000:][:i%23]...)
+	}
+	o := newObject(t, "x", text, archive.Uncompressed)
+	sizes := map[string]int64{}
+	for _, level := range []string{"1", "22"} {
+		w, err := cache.OpenWriter(t.TempDir()+"?compression-level="+level, dir, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := cache.Put(t.Context(), w, &o.Info, write(o.nar))
+		if err != nil || readNAR(t, w, n) != nil {
+			t.Fatal(err)
+		}
+		sizes[level] = n.FileSize
+	}
+	if sizes["22"] >= sizes["1"] {
+		t.Errorf("sizes by level: %v", sizes)
+	}
+}
+
+func TestIndexDebugInfo(t *testing.T) {
+	id := strings.Repeat("ab", 20)
+	var b bytes.Buffer
+	w := nar.NewWriter(&b)
+	for _, name := range []string{"", "lib", "lib/debug", "lib/debug/.build-id", "lib/debug/.build-id/ab"} {
+		if err := w.WriteHeader(&nar.Header{Path: name, Type: nar.Directory}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.WriteHeader(&nar.Header{Path: "lib/debug/.build-id/ab/" + id[2:] + ".debug", Type: nar.Regular}); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	hash := store.SHA256.Sum(b.Bytes())
+	p, err := dir.SourcePath("x-debug", hash, store.References{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := t.TempDir()
+	c, err := cache.OpenWriter(folder+"?index-debug-info=true", dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := cache.Put(t.Context(), c, &store.Info{Path: p, NarHash: hash, NarSize: int64(b.Len())}, write(b.Bytes()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(folder + "/debuginfo/" + id + ".debug")
+	if want := `{"archive":"../` + n.URL + `","member":"lib/debug/.build-id/ab/` + id[2:] + `.debug"}`; err != nil || string(got) != want {
+		t.Errorf("%s, %v", got, err)
+	}
+}
