@@ -18,6 +18,9 @@ import (
 // insideRights are those of a builder's clients. Their table asks for no others.
 const insideRights = archive.Connect | archive.Add | archive.Build
 
+// maxInside is how many clients of one builder are served at a time. Others wait.
+const maxInside = 32
+
 // insideOperations is what a builder can ask for, in the order of the numbers. Every handler here sees to it that the build learns
 // of nothing that is not its own, and that what it adds or builds becomes its own.
 var insideOperations = []operation{
@@ -51,12 +54,15 @@ func (s *Server) serveInside(ctx context.Context, l net.Listener, r *build.Restr
 	defer sessions.Wait()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
+	places := make(chan struct{}, maxInside)
 	for {
 		c, err := l.Accept()
 		if err != nil {
 			return
 		}
+		places <- struct{}{}
 		sessions.Go(func() {
+			defer func() { <-places }()
 			if err := s.ServeConn(r.Context(ctx), c, Peer{UID: r.UID(), GID: r.UID(), inside: r}); err != nil && ctx.Err() == nil {
 				s.log.Info("session within a build ended", "drv", r.Drv().String(), "error", err)
 			}

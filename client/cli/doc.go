@@ -188,6 +188,9 @@
 // alone, and what it does not deliver is built. --substituter adds a cache for those whom
 // the daemon trusts, --no-substitute asks none.
 //
+// --check builds again what is there, says which files came out differently and how, and ends
+// with exit code 104 if any did; with --keep-failed the other result is kept as PATH.check.
+//
 // What nothing keeps may be collected later: -o makes a link that keeps it.
 //
 //	cairn build [-o LINK] FILE[:NAME] | DERIVATION[!OUTPUT] | PATH … [flags]
@@ -214,6 +217,7 @@
 //	cairn build hello.star:hello
 //	cairn build -o result web.star:web
 //	cairn build --dry-run --substituter https://cache.example.org web.star:web
+//	cairn build --check --keep-failed hello.star:hello
 //	cairn build '/cairn/store/0v3q…-hello.drv!out'
 //
 // # cairn cache

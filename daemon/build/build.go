@@ -39,7 +39,18 @@
 //     copy. A copy, because nobody else can have that open, link to it, or own it.
 //     An impure derivation is built like one that is addressed by content, with the network, whenever it is wanted: nothing
 //     records its outputs, which only the jobs that waited for this build know. Those are impure themselves, or fixed.
-//  7. Register all outputs at once, then realisations.
+//  7. Register all outputs at once, then realisations. Run the post-build hook (hook.go).
+//
+// In Check mode step 7 compares with what is there (compare.go): the error shows what differs, and the diff hook may look at it.
+// In Repair mode it puts what is damaged in its place again (repair.go); what gives other contents repairs nothing.
+//
+// # Builds within builds
+//
+// A builder that requires "recursive-nix" finds a daemon's socket in its directory (recursive.go). What its clients may see is a Restriction,
+// whose session the daemon serves: the closure of the inputs, and what was added or built that way, which is mounted into the running
+// sandbox, held, and counted among the inputs in step 6. The build lends its place to the builds that it asks for (seat.go), and
+// whatever waits for the build itself is refused to it. Such a build depends on nothing that its derivation does not name, but for
+// paths that prove themselves and outputs of derivations that it has written itself.
 //
 // # Trust
 //

@@ -34,6 +34,9 @@
 // Whoever uses its output must therefore copy it, not move it.
 // An ordinary user's builder has that user's supplementary groups, because nobody but root can drop them.
 //
+// While a builder runs more can be shown to it (Box): mounts that are as read-only as those from the start. The mount points lie where
+// the builder may write, so it can spoil them for itself, but for nobody else.
+//
 // A host that cannot give all of this gets an error that says why; there is no weaker mode.
 //
 // What it does not do: bound memory, processors or disk (limits belong to the daemon's service unit), hide the
