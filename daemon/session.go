@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/user"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -136,6 +137,9 @@ func (x *session) handshake(refused error) (protocol.Format, error) {
 	in := bufio.NewReaderSize((*patient)(x), readBuffer)
 	if err := x.lower(in); err != nil {
 		return protocol.Format{}, fmt.Errorf("handshake: %w", err)
+	}
+	if x.peer.inside != nil {
+		hello.Features = slices.DeleteFunc(hello.Features, func(f protocol.Feature) bool { return f == protocol.FeatureCairn })
 	}
 	if x.rights == archive.All {
 		hello.Trust = protocol.Trusted
