@@ -823,3 +823,51 @@ func TestRefusedPeersLeaveSoon(t *testing.T) {
 		t.Errorf("read %d bytes, %v", n, err)
 	}
 }
+
+// TestSubstitutedDerivation has a cache, whose key is trusted, offer a .drv that claims somebody else's output, and one that is another
+// file than its path says.
+func TestSubstitutedDerivation(t *testing.T) {
+	victim, _ := store.DefaultDir.Path(baseA)
+	text := `Derive([("out","` + victim.String() + `","","")],[],[],"x86_64-linux","/bin/sh",[],[("out","` + victim.String() + `")])`
+	key, cache := mustKey(t, "cache-1"), t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(cache, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("nix-cache-info", "StoreDir: "+store.DefaultDir.String()+"\nWantMassQuery: 1\nPriority: 40\n")
+	offer := func(i *store.Info, contents []byte) store.Path {
+		t.Helper()
+		i.NarHash, i.NarSize = store.SHA256.Sum(contents), int64(len(contents))
+		nar := i.Path.Digest() + ".nar"
+		write(nar, string(contents))
+		write(i.Path.Digest()+".narinfo", fmt.Sprintf("StorePath: %s\nURL: %s\nCompression: none\nFileSize: %d\nNarHash: %s\nNarSize: %d\nReferences: \nSig: %s\n",
+			i.Path, nar, i.NarSize, i.NarHash, i.NarSize, key.SignInfo(i)))
+		return i.Path
+	}
+	own, err := store.DefaultDir.ContentPath("a.drv", store.ContentAddress{Method: store.Text, Hash: store.SHA256.Sum([]byte(text))}, store.References{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lies := offer(&store.Info{Path: own}, narOf(t, text))
+	other, _ := store.DefaultDir.Path(baseB + ".drv")
+	another := offer(&store.Info{Path: other}, narOf(t, strings.ReplaceAll(text, victim.String(), "")))
+	good := offer(inputAddressed(t, baseA, nil), narOf(t, "good"))
+
+	set := settings.Defaults()
+	set.Substituters, set.TrustedPublicKeys = []string{"file://" + cache}, []string{key.Public().String()}
+	r := start(t, &daemon.Options{Settings: set})
+	for p, why := range map[store.Path]string{lies: "should be", another: "not the derivation that its path says"} {
+		c := r.stranger()
+		if err := c.Ensure(t.Context(), p); err == nil || !strings.Contains(err.Error(), why) {
+			t.Errorf("%s is fetched: %v, want %q", p, err, why)
+		}
+		if ok, err := c.IsValid(t.Context(), p); err != nil || ok {
+			t.Errorf("%s is valid, %v", p, err)
+		}
+	}
+	if err := r.stranger().Ensure(t.Context(), good); err != nil {
+		t.Errorf("what is signed and no derivation: %v", err)
+	}
+}
