@@ -700,7 +700,7 @@ func TestFetchFloating(t *testing.T) {
 	if res.Status != protocol.Substituted || res.Outputs["out"].OutPath != want {
 		t.Fatalf("%+v", res)
 	}
-	if got, err := r.store.Realisation(res.Outputs["out"].ID); err != nil || len(got.Signatures) != 1 {
+	if got, err := r.store.Realisation(res.Outputs["out"].ID); err != nil || len(got.Signatures) != 1 || len(got.Dependents) != 1 {
 		t.Errorf("realisation: %+v, %v", got, err)
 	}
 	// Without a signature it is built.

@@ -20,7 +20,7 @@ func (s *Store) Realisation(id store.DrvOutput) (*store.Realisation, error) {
 }
 
 // AddRealisation records that an output is a valid path. Signatures are added to those there are;
-// a realisation by another path stays.
+// what it depends on stays when r does not say it; a realisation by another path stays.
 func (s *Store) AddRealisation(ctx context.Context, r *store.Realisation) error {
 	if r.OutPath.IsZero() {
 		return fmt.Errorf("add realisation %s: no output path", r.ID)
@@ -40,6 +40,9 @@ func (s *Store) AddRealisation(ctx context.Context, r *store.Realisation) error 
 			return fmt.Errorf("add realisation %s by %s: it is realised by %s", r.ID, r.OutPath, old.OutPath)
 		}
 		add.Signatures = append(add.Signatures, old.Signatures...)
+		if len(add.Dependents) == 0 {
+			add.Dependents = old.Dependents
+		}
 	}
 	add.Signatures = sortedTexts(add.Signatures)
 	var b meta.Batch

@@ -152,3 +152,25 @@ func TestSubstituteProgress(t *testing.T) {
 		t.Errorf("activities %v", types)
 	}
 }
+
+// TestSubstituteFloating finds an output by its realisation, which nix writes without a signature. nix's dry run does not know of them; ours does.
+func TestSubstituteFloating(t *testing.T) {
+	w := newStocked(t)
+	w.theirs.run("nix", "build", "-f", "g.nix", "floating", "--no-link")
+	w.theirs.run("nix", "copy", "-f", "g.nix", "floating", "--to", "file://"+w.cache)
+	w.theirs.run("nix-store", "--gc")
+	w.opts[2], w.opts[5] = "file://"+w.cache, ""
+	// nix takes it even so.
+	if o := w.ours.try(nil, w.with("nix-build", "g.nix", "-A", "floating", "--no-out-link")...); o.code != 0 || !strings.Contains(o.err, "-floating.drv'...") {
+		t.Errorf("a realisation without signature was believed: %d %s", o.code, o.err)
+	}
+	w.forget(t)
+	w.opts[2] += "?trusted=true"
+	if o := w.ours.try(nil, w.with("nix-build", "g.nix", "-A", "floating", "--no-out-link", "--dry-run")...); !strings.Contains(o.err, "these 2 paths will be fetched") {
+		t.Errorf("dry run says %s", o.err)
+	}
+	path := w.same(t, w.with("nix-build", "g.nix", "-A", "floating", "--no-out-link")...)
+	w.samePathInfos(t, path)
+	w.same(t, "nix", "path-info", "-f", "g.nix", "floating")
+	w.same(t, "nix", "realisation", "info", "--json", "-f", "g.nix", "floating")
+}
