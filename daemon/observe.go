@@ -9,32 +9,32 @@ import (
 
 // observer turns a request's build events into messages.
 //
+//	activity "realise" ◀── expected bytes
 //	activity "builds" ◀── progress
-//	  └─ activity "build", one for each ◀── log lines, phases
-//	       └─ activity "post-build hook" ◀── its lines
-//	activity "copy paths" ◀── progress, expected bytes       when something is fetched
+//	activity "copy paths" ◀── progress
+//	activity "build", one for each ◀── log lines, phases
+//	  └─ activity "post-build hook" ◀── its lines
 //	activity "substitute", one for each object
 //	  └─ activity "copy path" ◀── bytes of the archive
 //	       └─ activity "file transfer" ◀── bytes from the cache
 //	activity "query path info", one for each question
 type observer struct {
-	x      *session
-	builds uint64
-	copies uint64       // zero until something is fetched
-	told   build.Counts // of fetches
+	x                       *session
+	realise, builds, copies uint64
 }
 
-// observe starts the activity of a request that builds.
+// observe starts the activities of a request that builds.
 func (x *session) observe() *observer {
-	o := &observer{x: x, builds: x.server.ids.Add(1)}
-	x.tunnel.send(&protocol.Message{Kind: protocol.KindStart, ID: o.builds, Level: protocol.LevelDebug, Activity: protocol.ActBuilds})
+	o := &observer{x: x, realise: x.server.ids.Add(1), builds: x.server.ids.Add(1), copies: x.server.ids.Add(1)}
+	x.tunnel.send(&protocol.Message{Kind: protocol.KindStart, ID: o.realise, Activity: protocol.ActRealise})
+	x.tunnel.send(&protocol.Message{Kind: protocol.KindStart, ID: o.builds, Activity: protocol.ActBuilds})
+	x.tunnel.send(&protocol.Message{Kind: protocol.KindStart, ID: o.copies, Activity: protocol.ActCopyPaths})
 	return o
 }
 
 func (o *observer) end() {
-	o.x.tunnel.send(&protocol.Message{Kind: protocol.KindStop, ID: o.builds})
-	if o.copies != 0 {
-		o.x.tunnel.send(&protocol.Message{Kind: protocol.KindStop, ID: o.copies})
+	for _, id := range []uint64{o.copies, o.builds, o.realise} {
+		o.x.tunnel.send(&protocol.Message{Kind: protocol.KindStop, ID: id})
 	}
 }
 
@@ -52,7 +52,7 @@ func (o *observer) Event(e build.Event) {
 	m := &protocol.Message{Kind: protocol.KindResult, ID: o.id(e)}
 	switch e.Kind {
 	case build.Started:
-		m.Kind, m.Level, m.Activity, m.Parent = protocol.KindStart, protocol.LevelInfo, protocol.ActBuild, o.builds
+		m.Kind, m.Level, m.Activity = protocol.KindStart, protocol.LevelInfo, protocol.ActBuild
 		m.Text = fmt.Sprintf(headlines[e.Mode], e.Drv)
 		if e.Machine != "" {
 			m.Text += " on '" + e.Machine + "'"
@@ -69,9 +69,8 @@ func (o *observer) Event(e build.Event) {
 	case build.Phase:
 		m.Result, m.Fields = protocol.ResSetPhase, []protocol.Field{protocol.Text(e.Text)}
 	case build.Progress:
-		o.fetches(e.Counts)
-		m.ID, m.Result = o.builds, protocol.ResProgress
-		m.Fields = numbers(e.Counts.Done, e.Counts.Expected, e.Counts.Running, e.Counts.Failed)
+		o.counts(e.Counts)
+		return
 	case build.HookStarted:
 		m.Kind, m.ID, m.Parent, m.Level, m.Activity = protocol.KindStart, o.hook(e), o.id(e), protocol.LevelInfo, protocol.ActPostBuildHook
 		m.Text, m.Fields = fmt.Sprintf("running post-build-hook '%s'", e.Text), []protocol.Field{protocol.Text(e.Drv.String())}
@@ -84,6 +83,17 @@ func (o *observer) Event(e build.Event) {
 		return
 	}
 	o.x.tunnel.send(m)
+}
+
+// counts tells how far the request is. Nix does not expect any more what has failed.
+func (o *observer) counts(c build.Counts) {
+	result := func(id uint64, t protocol.ResultType, list ...int) {
+		o.x.tunnel.send(&protocol.Message{Kind: protocol.KindResult, ID: id, Result: t, Fields: numbers(list...)})
+	}
+	result(o.builds, protocol.ResProgress, c.Done, c.Expected-c.Failed, c.Running, c.Failed)
+	result(o.copies, protocol.ResProgress, c.Fetch.Done, c.Fetch.Expected-c.Fetch.Failed, c.Fetch.Running, c.Fetch.Failed)
+	result(o.realise, protocol.ResSetExpected, int(protocol.ActFileTransfer), int(c.Download))
+	result(o.realise, protocol.ResSetExpected, int(protocol.ActCopyPath), int(c.Unpacked))
 }
 
 func numbers(list ...int) []protocol.Field {

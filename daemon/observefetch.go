@@ -62,24 +62,3 @@ func (o *observer) fetch(e build.Event) {
 func (o *observer) progress(id uint64, done, expected int64) {
 	o.x.tunnel.send(&protocol.Message{Kind: protocol.KindResult, ID: id, Result: protocol.ResProgress, Fields: numbers(int(done), int(expected), 0, 0)})
 }
-
-// fetches tells how far all downloads are together, when that has changed.
-func (o *observer) fetches(c build.Counts) {
-	c.Count = build.Count{}
-	if c == o.told {
-		return
-	}
-	if o.copies == 0 {
-		o.copies = o.x.server.ids.Add(1)
-		o.x.tunnel.send(&protocol.Message{Kind: protocol.KindStart, ID: o.copies, Level: protocol.LevelDebug, Activity: protocol.ActCopyPaths})
-	}
-	result := func(t protocol.ResultType, fields []protocol.Field) {
-		o.x.tunnel.send(&protocol.Message{Kind: protocol.KindResult, ID: o.copies, Result: t, Fields: fields})
-	}
-	if c.Download != o.told.Download || c.Unpacked != o.told.Unpacked {
-		result(protocol.ResSetExpected, numbers(int(protocol.ActFileTransfer), int(c.Download)))
-		result(protocol.ResSetExpected, numbers(int(protocol.ActCopyPath), int(c.Unpacked)))
-	}
-	o.told = c
-	result(protocol.ResProgress, numbers(c.Fetch.Done, c.Fetch.Expected, c.Fetch.Running, c.Fetch.Failed))
-}

@@ -296,20 +296,23 @@ var asked atomic.Uint64
 
 // ended is called with core.mu held.
 func (w *watch) ended(j *job) {
-	if j.begun != nil {
-		w.tell(Event{Kind: Stopped, Activity: j.begun.Activity, Drv: j.begun.Drv, Status: j.result.Status})
-	}
 	w.progress(func(c *Counts) {
 		count := c.of(j)
 		if j.begun != nil {
-			c.Running--
+			count.Running--
 		}
-		if j.result.Status.OK() {
+		switch {
+		case j.result.Status.OK():
 			count.Done++
-		} else {
+		case j.result.Status == protocol.DependencyFailed:
+			count.Expected--
+		default:
 			count.Failed++
 		}
 	})
+	if j.begun != nil {
+		w.tell(Event{Kind: Stopped, Activity: j.begun.Activity, Drv: j.begun.Drv, Status: j.result.Status})
+	}
 }
 
 // begin tells everybody that a job's builder starts, perhaps after another machine has failed it.
