@@ -554,6 +554,21 @@
 //	cairn store delete /cairn/store/f2ib…-hello
 //	cairn store delete --root ~/try /cairn/store/f2ib…-hello
 //
+// # cairn store diff-closures
+//
+// Show what differs between the closures of two objects, by package name: versions
+// that went and came, and how much larger or smaller the package is, if that is 8 KiB
+// or more. ∅ is no version at all, ε a name without one. Lines are those of
+// 'nix store diff-closures'.
+//
+//	cairn store diff-closures [--json] BEFORE AFTER [flags]
+//	  --json                       print JSON
+//
+// For example:
+//
+//	cairn store diff-closures /cairn/var/profiles/system-41-link /cairn/var/profiles/system-42-link
+//	cairn store diff-closures --json ./old ./result
+//
 // # cairn store dump
 //
 // Write the archive of an object to standard output: its files in the one form that
@@ -565,6 +580,19 @@
 //
 //	cairn store dump ./result | sha256sum
 //	cairn store dump ./result > result.nar
+//
+// # cairn store dump-db
+//
+// Write what the store knows of objects, or of all of them, in the form of
+// 'nix-store --dump-db', which 'nix-store --load-db' and '--register-validity' read.
+// Signatures and content addresses are not part of that form.
+//
+//	cairn store dump-db [PATH…]
+//
+// For example:
+//
+//	cairn store dump-db > registration
+//	cairn store dump-db /cairn/store/f2ib…-hello
 //
 // # cairn store ls
 //
@@ -584,6 +612,38 @@
 //	cairn store ls -lR /cairn/store/f2ib…-hello/share
 //	cairn store ls -R --json ./result
 //
+// # cairn store make-content-addressed
+//
+// Copy objects and everything that they refer to to paths that follow from their
+// contents, so that they need no signature to be believed. References and the
+// objects' own paths are replaced inside the copies. The originals stay.
+//
+// The new paths are those of 'nix store make-content-addressed'. Nix before 2.17
+// addresses objects that contain their own path differently: --offsets.
+//
+//	cairn store make-content-addressed [--json] PATH… [flags]
+//	  --json                       print JSON
+//	  --offsets                    give paths of objects that contain their own as Nix before 2.17 does
+//
+// For example:
+//
+//	cairn store make-content-addressed ./result
+//	cairn store make-content-addressed --json /cairn/store/f2ib…-hello
+//
+// # cairn store optimise
+//
+// Make files of the store that have the same contents hard links to one file. Each object
+// is verified before its files become links; damaged ones are left alone. It may
+// run at any time; a second run reads only what is new.
+//
+//	cairn store optimise [--json] [flags]
+//	  --json                       print JSON
+//
+// For example:
+//
+//	cairn store optimise
+//	cairn store optimise --root ~/try --json
+//
 // # cairn store path-info
 //
 // Show what the store knows of objects: size and hash of their archive, references,
@@ -599,6 +659,30 @@
 //	cairn store path-info /cairn/store/f2ib…-hello
 //	cairn store path-info -r --json ./result
 //
+// # cairn store query
+//
+// Ask one question about objects, as 'nix-store --query' does:
+//
+//	  references         what it refers to
+//	  referrers          what refers to it
+//	  closure            itself and what it refers to, directly and indirectly
+//	  requisites         Nix's word for closure
+//	  referrers-closure  itself and what refers to it, directly and indirectly
+//	  deriver            the derivation that made it, or unknown-deriver
+//	  derivers           valid derivations that make it
+//	  outputs            the outputs of a derivation
+//	  roots              roots that keep it
+//	  hash               the hash of its archive
+//	  size               the size of its archive in bytes
+//
+//		cairn store query [--json] QUESTION PATH… [flags]
+//		  --json                       print JSON
+//
+// For example:
+//
+//	cairn store query references ./result
+//	cairn store query referrers-closure --json /cairn/store/f2ib…-hello
+//
 // # cairn store referrers
 //
 // List the valid objects that refer directly to an object. What keeps it alive is
@@ -611,6 +695,27 @@
 //
 //	cairn store referrers /cairn/store/f2ib…-hello
 //	cairn store referrers --json ./result
+//
+// # cairn store repair
+//
+// Read objects, and replace the files of those that are damaged or gone: from a cache
+// that has the same, else by building again what made them. Whoever reads an object
+// meanwhile sees the old files or the new ones. References come first.
+//
+// Each object's outcome is listed; the exit code is 1 if anything is left, and
+// --dry-run only lists what is wrong and where new files would come from.
+//
+//	cairn store repair [-r] [--dry-run] [--json] --all | PATH… [flags]
+//	  --all                        all objects
+//	  -r, --closure                everything that the objects refer to as well
+//	  -n, --dry-run                only list what is wrong and what would be done
+//	  --json                       print JSON
+//
+// For example:
+//
+//	cairn store repair --dry-run --all
+//	cairn store repair /cairn/store/f2ib…-hello
+//	cairn store repair -r ./result
 //
 // # cairn store sign
 //
@@ -635,6 +740,18 @@
 //	cairn store sign -r --key ~/cache.sec ./result
 //	cairn store sign -r --dry-run /run/current-system
 //
+// # cairn store tree
+//
+// Draw what objects refer to, directly and indirectly, as a tree. What was drawn above
+// is followed by [...] instead of its own branches.
+//
+//	cairn store tree PATH…
+//
+// For example:
+//
+//	cairn store tree ./result
+//	cairn store tree /cairn/store/f2ib…-hello
+//
 // # cairn store verify
 //
 // Check that objects are there, that all their references are valid, and that their
@@ -656,6 +773,22 @@
 //	cairn store verify
 //	cairn store verify -r ./result
 //	cairn store verify --root ~/try --no-contents
+//
+// # cairn store why-depends
+//
+// Show the shortest chain of references from an object to another, or all of them
+// with --all. With --precise also the files that have the references in them, and the
+// text around. Output is that of 'nix why-depends'.
+//
+//	cairn store why-depends [--all] [--precise] [--json] OBJECT DEPENDENCY [flags]
+//	  -a, --all                    all chains, not the shortest alone
+//	  --json                       print JSON: a list of references, each with its files if --precise
+//	  --precise                    the files with the references as well
+//
+// For example:
+//
+//	cairn store why-depends ./result /cairn/store/f2ib…-glibc
+//	cairn store why-depends --all --precise ./result /cairn/store/f2ib…-glibc
 //
 // # cairn system
 //

@@ -31,6 +31,14 @@ func newStoreCmd(env *Env) *cobra.Command {
 		newStoreDumpCmd(env),
 		newStoreDeleteCmd(env),
 		newStoreVerifyCmd(env),
+		newStoreRepairCmd(env),
+		newStoreOptimiseCmd(env),
+		newStoreQueryCmd(env),
+		newStoreTreeCmd(env),
+		newStoreWhyCmd(env),
+		newStoreDiffCmd(env),
+		newStoreReaddressCmd(env),
+		newStoreDumpDBCmd(env),
 		newStoreSignCmd(env),
 	)
 	return cmd

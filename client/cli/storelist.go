@@ -89,9 +89,12 @@ type file struct {
 	Entries    map[string]*file `json:"entries,omitempty"`
 }
 
-// MarshalJSON shows what is not looked into as {}, as Nix does.
+// unseen is what is not looked into; Nix shows it as {}.
+var unseen = &file{}
+
+// MarshalJSON shows a directory's entries also when there are none.
 func (f *file) MarshalJSON() ([]byte, error) {
-	if f == nil {
+	if f == unseen {
 		return []byte("{}"), nil
 	}
 	if f.Type == "directory" {
@@ -138,7 +141,7 @@ func (f *file) listing(all bool) *file {
 	top := *f
 	top.Entries = map[string]*file{}
 	for name := range f.Entries {
-		top.Entries[name] = nil
+		top.Entries[name] = unseen
 	}
 	return &top
 }
