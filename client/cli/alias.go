@@ -257,3 +257,23 @@ func dialDaemon(ctx context.Context, layout disk.Layout, most archive.Verbs) (*n
 	}
 	return c.(*net.UnixConn), nil
 }
+
+// installNixNames makes links in a folder of PATH with which this program answers to Nix's names. Nix itself is not hidden.
+func installNixNames(env *Env, dir, program string) error {
+	for _, name := range []string{"nix-daemon", "nix-store"} {
+		link := filepath.Join(dir, name)
+		if to, err := os.Readlink(link); err == nil && to == program {
+			continue
+		}
+		for _, d := range append(filepath.SplitList(env.Getenv("PATH")), dir) {
+			if there := filepath.Join(d, name); exists(there) {
+				return hinted(fmt.Errorf("make link %s: %s is there already", link, there), "where Nix is installed, its clients reach cairn with remote-program=%s", program)
+			}
+		}
+		if err := os.Symlink(program, link); err != nil {
+			return fmt.Errorf("make link: %w", err)
+		}
+		env.printf("link: %s\n", link)
+	}
+	return nil
+}

@@ -425,16 +425,20 @@
 // key to import. What is there already stays, so that running it again is safe.
 //
 // With --daemon, as root on a machine with systemd, the binary is also installed as
-// /cairn/bin/cairn, and cairn-daemon.service is installed and started.
+// /cairn/bin/cairn, and cairn-daemon.service is installed and started. With --nix-compat,
+// links named nix-daemon and nix-store lead to it, unless Nix itself is installed: Nix's
+// clients on other machines (nix copy, nix-copy-closure, remote builds) then reach this
+// one over ssh without a setting.
 //
-//	cairn init [--daemon] [flags]
+//	cairn init [--daemon [--nix-compat]] [flags]
 //	  --daemon                     install and start the daemon as a service
 //	  --key-name NAME              NAME of a new key; default: the host's name and -1
+//	  --nix-compat                 with --daemon: be nix-daemon and nix-store to Nix's clients on other machines
 //
 // For example:
 //
 //	cairn init --root ~/try
-//	cairn init --daemon
+//	cairn init --daemon --nix-compat
 //
 // # cairn log
 //

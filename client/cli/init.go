@@ -15,14 +15,15 @@ import (
 )
 
 type initOptions struct {
-	daemon bool
-	key    string
+	daemon    bool
+	nixCompat bool
+	key       string
 }
 
 func newInitCmd(env *Env) *cobra.Command {
 	o := &initOptions{}
 	cmd := &cobra.Command{
-		Use:     "init [--daemon]",
+		Use:     "init [--daemon [--nix-compat]]",
 		GroupID: "service",
 		Short:   "Make the directories, the signing key and the access list of a store",
 		Long: `Make what a store needs: its directories, a key pair that signs what is exported
@@ -30,13 +31,17 @@ func newInitCmd(env *Env) *cobra.Command {
 key to import. What is there already stays, so that running it again is safe.
 
 With --daemon, as root on a machine with systemd, the binary is also installed as
-/cairn/bin/cairn, and cairn-daemon.service is installed and started.`,
+/cairn/bin/cairn, and cairn-daemon.service is installed and started. With --nix-compat,
+links named nix-daemon and nix-store lead to it, unless Nix itself is installed: Nix's
+clients on other machines (nix copy, nix-copy-closure, remote builds) then reach this
+one over ssh without a setting.`,
 		Example: `  cairn init --root ~/try
-  cairn init --daemon`,
+  cairn init --daemon --nix-compat`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runInit(cmd.Context(), env, o) },
 	}
 	cmd.Flags().BoolVar(&o.daemon, "daemon", false, "install and start the daemon as a service")
+	cmd.Flags().BoolVar(&o.nixCompat, "nix-compat", false, "with --daemon: be nix-daemon and nix-store to Nix's clients on other machines")
 	cmd.Flags().StringVar(&o.key, "key-name", "", "`NAME` of a new key; default: the host's name and -1")
 	return cmd
 }
@@ -44,6 +49,9 @@ With --daemon, as root on a machine with systemd, the binary is also installed a
 func runInit(ctx context.Context, env *Env, o *initOptions) error {
 	if o.daemon && env.Root != "" {
 		return &usageError{errors.New("--daemon is for the machine itself, not for --root; run 'cairn daemon --root DIR' there")}
+	}
+	if o.nixCompat && !o.daemon {
+		return &usageError{errors.New("--nix-compat goes with --daemon")}
 	}
 	layout, err := env.layout()
 	if err != nil {
@@ -56,10 +64,13 @@ func runInit(ctx context.Context, env *Env, o *initOptions) error {
 	if err := initKey(env, layout, o.key); err != nil {
 		return permissionHint(err)
 	}
-	if o.daemon {
-		return installServices(ctx, env, layout)
+	if !o.daemon {
+		return nil
 	}
-	return nil
+	if err := installServices(ctx, env, layout); err != nil || !o.nixCompat {
+		return err
+	}
+	return permissionHint(installNixNames(env, filepath.Dir(linkedBinary), installedBinary))
 }
 
 // permissionHint says what to do where the machine's own store needs root.

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"cairn/archive"
+	"cairn/archive/cache"
 	"cairn/client"
 	"cairn/client/peer"
 	"cairn/daemon"
@@ -463,5 +465,68 @@ func TestFailure(t *testing.T) {
 	}
 	if got := seen.machines(); len(got) != 1 {
 		t.Errorf("built on %q", got)
+	}
+}
+
+// TestUntrusting builds on a machine that does not take our word: the derivation goes there with its closure.
+func TestUntrusting(t *testing.T) {
+	there := newMachine(t, plain(), nil)
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	t.Cleanup(func() { l.Close(); wg.Wait() })
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() { there.server.ServeConn(context.Background(), c, daemon.Peer{UID: 1234, GID: 1234}) })
+		}
+	})
+	here := newMachine(t, with(0, "unix://"+socket), nil)
+	first := here.add(drv{name: "first", floating: true, script: "echo one > $out"})
+	second := here.add(drv{name: "second", script: "read x < @first.drv@; echo $x two > $out", inputs: []store.Path{first}})
+	r := here.realise(t.Context(), second, nil)
+	if !r.Status.OK() || here.read(r.Outputs["out"].OutPath) != "one two\n" {
+		t.Errorf("%v: %s", r.Status, r.Error)
+	}
+}
+
+// TestCachesFirst lets a machine fetch an input from its cache, which it knows by a signature that only the cache has.
+func TestCachesFirst(t *testing.T) {
+	folder := t.TempDir()
+	set := plain()
+	set.Substituters = []string{"file://" + folder + "?trusted=1"}
+	there := newMachine(t, set, nil)
+	here := newMachine(t, with(0, there.uri()), nil)
+	key, err := archive.GenerateKey("cache-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	src, err := here.conn.AddToStore(t.Context(), "src", store.Flat, store.SHA256, nil, strings.NewReader("source"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := cache.OpenWriter("file://"+folder, store.DefaultDir, &cache.Options{Keys: []archive.SecretKey{key}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Init(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := cache.Push(t.Context(), w, []*store.Info{src}, here.store, &cache.PushOptions{Jobs: 1}); err != nil {
+		t.Fatal(err)
+	}
+	d := here.add(drv{name: "d", script: "read x < @src@; echo $x > $out", inputs: []store.Path{src.Path}})
+	if r := here.realise(t.Context(), d, nil); !r.Status.OK() {
+		t.Fatalf("%v: %s", r.Status, r.Error)
+	}
+	info, err := there.conn.Info(t.Context(), src.Path)
+	if err != nil || len(info.Signatures) != 1 || !strings.HasPrefix(info.Signatures[0], "cache-1:") {
+		t.Errorf("the input there: %+v, %v; want it from the cache", info, err)
 	}
 }

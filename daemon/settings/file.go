@@ -67,6 +67,7 @@ func Load(confDir string, getenv func(string) string, read func(string) ([]byte,
 }
 
 func (s *Settings) load(confDir string, getenv func(string) string, read func(string) ([]byte, error), warn func(string)) error {
+	s.Builders = "@" + filepath.Join(confDir, "machines")
 	for _, f := range Files(confDir, getenv) {
 		text, err := read(f)
 		if errors.Is(err, fs.ErrNotExist) {

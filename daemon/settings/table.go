@@ -13,7 +13,7 @@ var table = []Setting{
 	{"allowed-users", nil, Daemon, "*", "who may connect: names, uids, @groups, *", func(s *Settings) value { return (*words)(&s.AllowedUsers) }},
 	{"auto-optimise-store", nil, Trusted, "false", "replace equal files by hard links when they come", func(s *Settings) value { return (*flag)(&s.AutoOptimise) }},
 	{"build-users-group", nil, Daemon, "", "members are refused as clients; builders have ids of their own here", func(s *Settings) value { return (*text)(&s.BuildUsers) }},
-	{"builders", nil, Trusted, "", "machines that build for this one, or @FILE", func(s *Settings) value { return (*text)(&s.Builders) }},
+	{"builders", nil, Trusted, "", "machines that build for this one, or @FILE; @CONFDIR/machines when not given", func(s *Settings) value { return (*text)(&s.Builders) }},
 	{"builders-use-substitutes", nil, Trusted, "true", "let builders fetch inputs from their caches before they are sent", func(s *Settings) value { return (*flag)(&s.BuildersSubstitute) }},
 	{"compress-build-log", []string{"build-compress-log"}, Trusted, "true", "pack build logs when they are complete", func(s *Settings) value { return (*flag)(&s.CompressBuildLog) }},
 	{"connect-timeout", nil, Anyone, "5", "seconds until a cache must have answered", func(s *Settings) value { return (*seconds)(&s.ConnectTimeout) }},
