@@ -69,7 +69,7 @@ func TestVerbs(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]string{
-		"biuld": `did you mean "build"?`, "repai": `did you mean "repair"?`, "zap": "there are connect,add,", "": "unknown verb", "gc,": "unknown verb", "gc,none": "stands alone",
+		"biuld": `did you mean "build"?`, "repai": `did you mean "repair"?`, "zap": "there are connect,add,", "rubbish": "there are connect,add,", "": "unknown verb", "gc,": "unknown verb", "gc,none": "stands alone",
 	} {
 		if _, err := archive.ParseVerbs(text); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", text, err, want)

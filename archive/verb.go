@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/bits"
+	"slices"
 	"strings"
 )
 
@@ -84,13 +85,16 @@ func parseVerb(word string) (Verbs, error) {
 	return 0, fmt.Errorf("unknown verb %q; there are %s, all, default and none", clip(word), All.list())
 }
 
-// nearVerb returns the verb that begins like word for the longest, or "".
+// nearVerb returns the verb that has the same letters, or that begins like word for the longest, or "".
 func nearVerb(word string) string {
-	near, longest := "", 0
+	near, longest := "", 1
 	for _, v := range verbs {
 		n := 0
 		for n < min(len(word), len(v.name)) && word[n] == v.name[n] {
 			n++
+		}
+		if sorted(word) == sorted(v.name) {
+			n = len(word)
 		}
 		if n > longest {
 			near, longest = v.name, n
@@ -98,6 +102,8 @@ func nearVerb(word string) string {
 	}
 	return near
 }
+
+func sorted(word string) string { return string(slices.Sorted(slices.Values([]byte(word)))) }
 
 // Has reports whether all of the verbs w, which are not none, are in v.
 func (v Verbs) Has(w Verbs) bool { return w != 0 && v&w == w }

@@ -182,15 +182,15 @@ func (s *Server) grantedTo(p Peer) (archive.Verbs, error) {
 	case p.Trusted || p.UID == 0 || p.UID == os.Geteuid():
 		return archive.All, nil
 	case group != "" && p.processIn(group):
-		return 0, fmt.Errorf("user %d is of the group %s, whose members only build: %w", p.UID, group, protocol.ErrNotAllowed)
+		return 0, fmt.Errorf("%w: user %d is of the group %s, whose members only build", protocol.ErrNotAllowed, p.UID, group)
 	}
 	acl, err := s.access.users()
 	if err != nil {
-		return 0, fmt.Errorf("the daemon's access list is wrong, so that only root may connect; its log says where: %w", protocol.ErrNotAllowed)
+		return 0, fmt.Errorf("%w: the daemon's access list is wrong, so that only root may connect; 'cairn acl list' says where", protocol.ErrNotAllowed)
 	}
 	rights := acl.Rights(p.person())
 	if !rights.Has(archive.Connect) {
-		return 0, fmt.Errorf("user %d is not allowed to connect to the daemon: %w", p.UID, protocol.ErrNotAllowed)
+		return 0, fmt.Errorf("%w: user %d is not allowed to connect to the daemon", protocol.ErrNotAllowed, p.UID)
 	}
 	return rights, nil
 }
