@@ -161,7 +161,7 @@ func (x *session) choose(ctx context.Context, o *protocol.GCOptions, opts *gc.Op
 // deadOf returns which of the paths can be deleted: those that are dead and, unless what refers to them may
 // go with them, are referred to only by each other.
 func (x *session) deadOf(ctx context.Context, paths []store.Path, referrers bool) ([]store.Path, error) {
-	r, err := gc.Collect(ctx, x.server.store, gc.Options{Action: gc.ReturnDead})
+	r, err := gc.Collect(ctx, x.server.store, gc.Options{Action: gc.ReturnDead, DropDerivations: !x.set.KeepDerivations, KeepOutputs: x.set.KeepOutputs})
 	if err != nil {
 		return nil, err
 	}
@@ -203,11 +203,12 @@ func (x *session) noOtherReferrers(paths []store.Path) error {
 	return nil
 }
 
-// collectWith collects, with progress on an activity of its own.
+// collectWith collects as the session's settings say, with progress on an activity of its own.
 func (x *session) collectWith(ctx context.Context, opts gc.Options) (*protocol.GCResult, error) {
 	id := x.server.ids.Add(1)
 	x.tunnel.send(&protocol.Message{Kind: protocol.KindStart, ID: id, Level: protocol.LevelTalkative, Text: "collecting garbage"})
 	defer x.tunnel.send(&protocol.Message{Kind: protocol.KindStop, ID: id})
+	opts.DropDerivations, opts.KeepOutputs = !x.set.KeepDerivations, x.set.KeepOutputs
 	opts.Progress = func(e gc.Event) {
 		x.tunnel.send(&protocol.Message{Kind: protocol.KindResult, ID: id, Result: protocol.ResSetPhase, Fields: []protocol.Field{protocol.Text(string(e.Phase))}})
 		x.tunnel.send(&protocol.Message{Kind: protocol.KindResult, ID: id, Result: protocol.ResProgress, Fields: numbers(e.Done, e.Total, 0, 0)})

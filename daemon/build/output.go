@@ -183,7 +183,7 @@ func (a *attempt) readNamed(ctx context.Context) error {
 			}
 		}
 		if err := a.checkFixed(o, out, got); err != nil {
-			return err
+			return errors.Join(err, a.keepUnexpected(ctx, o, out, got))
 		}
 	}
 	return nil
@@ -199,6 +199,22 @@ func (a *attempt) checkFixed(o *output, out derivation.Output, got store.Hash) e
 	}
 	o.info.CA = out.ContentAddress()
 	return nil
+}
+
+// keepUnexpected registers a fixed output that has another hash under the path of that one, so that whoever corrects
+// the derivation need not fetch it again.
+func (a *attempt) keepUnexpected(ctx context.Context, o *output, out derivation.Output, got store.Hash) error {
+	if got == out.Hash || len(o.found) > 0 {
+		return nil
+	}
+	info := *o.info
+	info.CA = store.ContentAddress{Method: out.Method, Hash: got}
+	path, err := a.b.store.Dir().ContentPath(a.drv.OutputName(o.name), info.CA, store.References{})
+	if err != nil {
+		return err
+	}
+	info.Path = path
+	return a.b.store.Register(ctx, []disk.Output{{Info: &info, TempPath: filepath.Join(a.dir("out"), o.name)}})
 }
 
 // hashFile hashes a regular file's bytes.

@@ -282,10 +282,11 @@ func (j *job) adopt(path store.Path, d *derivation.Derivation) (*job, error) {
 	return child, nil
 }
 
-// record makes the outputs of a derivation known whose text does not say their paths.
+// record makes the outputs of a derivation known whose text does not say their paths, and with Nix's ca-derivations
+// those of every derivation, because its clients copy them from store to store.
 // inputs are the realisations that it was resolved with.
 func (j *job) record(ctx context.Context, paths map[string]store.Path, inputs map[store.DrvOutput]store.Path) error {
-	if j.kind != derivation.Floating && j.kind != derivation.Deferred {
+	if j.kind != derivation.Floating && j.kind != derivation.Deferred && !j.b.settings.HasExperimental("ca-derivations") {
 		return nil
 	}
 	keys, err := j.b.signingKeys()

@@ -206,8 +206,11 @@ func TestFailedDeletion(t *testing.T) {
 	if _, err := s.AddStream(t.Context(), "c", store.Text, store.SHA256, nil, strings.NewReader("c")); err == nil {
 		t.Error("added without a database")
 	}
-	if entries, _ := os.ReadDir(s.Layout().RealDir); len(entries) != 3 {
-		t.Errorf("%d entries in the store directory after a failed addition", len(entries))
+	entries, _ := os.ReadDir(s.Layout().RealDir)
+	for _, e := range entries {
+		if n := e.Name(); n != a.Base() && n != b.Base() && n != ".links" && n != ".trash" {
+			t.Errorf("%s is in the store directory after a failed addition", n)
+		}
 	}
 	if err := s.Close(); err != nil {
 		t.Error(err)

@@ -289,9 +289,6 @@ func (s *Store) recover(ctx context.Context) error {
 	}
 	found := make([]bool, len(s.graph.nodes))
 	trash := filepath.Join(s.layout.RealDir, trashName)
-	if err := makeDir(trash, 0o700); err != nil {
-		return err
-	}
 	count := 0
 	err := readNames(s.layout.RealDir, func(names []string) error {
 		for _, name := range names {
@@ -363,6 +360,9 @@ func (s *Store) emptyTrash(trash string) error {
 		names = append(names, some...)
 		return nil
 	})
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -377,6 +377,7 @@ func (s *Store) emptyTrash(trash string) error {
 				s.log.Warn("trash stays", "error", err)
 			}
 		}
+		os.Remove(trash) // when nothing came meanwhile
 	})
 	return nil
 }
@@ -391,6 +392,9 @@ func (s *Store) discard(path string) error {
 func (s *Store) toTrash(path string) (string, error) {
 	to := filepath.Join(s.layout.RealDir, trashName, s.start+fmt.Sprint(s.names.Add(1)))
 	err := os.Rename(path, to)
+	if errors.Is(err, os.ErrNotExist) && makeDir(filepath.Dir(to), 0o700) == nil {
+		err = os.Rename(path, to)
+	}
 	if errors.Is(err, os.ErrPermission) { // a directory that its owner may not write cannot change parents
 		if os.Chmod(path, 0o700) == nil {
 			err = os.Rename(path, to)

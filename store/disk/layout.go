@@ -71,7 +71,7 @@ func Init(l Layout) error {
 	}
 	dirs := []dir{
 		{l.RealDir, 0o1775 &^ 0o1000},
-		{filepath.Join(l.RealDir, trashName), 0o700},
+		{filepath.Join(l.RealDir, poolName), 0o755},
 		{l.StateDir, 0o755},
 		{filepath.Join(l.StateDir, "db"), 0o700},
 		{filepath.Join(l.StateDir, "gcroots"), 0o755},

@@ -145,7 +145,7 @@ func (c *collection) run(ctx context.Context) error {
 		c.list(func(id uint32) bool { return !c.live.Has(id) })
 		return nil
 	case DeleteDead:
-		return errors.Join(c.sweep(ctx, c.dead()), c.sweepLinks(ctx))
+		return errors.Join(c.sweep(ctx, c.dead()), c.sweepStrays(ctx), c.sweepLinks(ctx))
 	case DeleteSpecific:
 		ids, err := c.specific(ctx)
 		if err != nil {
@@ -328,6 +328,16 @@ func (c *collection) sweep(ctx context.Context, ids []uint32) error {
 		c.swept(done, len(ids), begin)
 	}
 	return nil
+}
+
+// sweepStrays removes what is no object, unless the collection was to free only so much and has.
+func (c *collection) sweepStrays(ctx context.Context) error {
+	if c.opts.DryRun || c.opts.MaxFreed > 0 && c.result.BytesFreed >= c.opts.MaxFreed {
+		return nil
+	}
+	freed, err := c.s.SweepStrays(ctx)
+	c.result.BytesFreed += freed
+	return err
 }
 
 // sweepLinks removes what is only in the pool of links any more.

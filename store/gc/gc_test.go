@@ -436,3 +436,30 @@ func addChain(t *testing.T, r *rig, rnd *rand.Rand) {
 		}
 	}
 }
+
+// TestStraysAreCollected checks that what other programs leave in the store directory goes, and what is not named like an object stays.
+func TestStraysAreCollected(t *testing.T) {
+	r := newRig(t)
+	kept := r.text("kept")
+	lease := r.Lease("test", 0)
+	defer lease.Release()
+	if err := lease.Hold(kept); err != nil {
+		t.Fatal(err)
+	}
+	stray := r.RealPath(kept) + ".lock"
+	foreign := filepath.Join(r.Layout().RealDir, "foreign")
+	for _, name := range []string{stray, foreign} {
+		if err := os.WriteFile(name, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.collect(gc.Options{Action: gc.DeleteDead})
+	if _, err := os.Lstat(stray); !os.IsNotExist(err) {
+		t.Errorf("stray: %v", err)
+	}
+	for _, name := range []string{r.Store.RealPath(kept), foreign} {
+		if _, err := os.Lstat(name); err != nil {
+			t.Error(err)
+		}
+	}
+}
