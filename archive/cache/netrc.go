@@ -140,10 +140,13 @@ func (w *netrcWords) skipMacro() {
 	}
 }
 
-// of returns a host's credentials.
-func (n *netrc) of(host string) credentials {
+// of returns a host's credentials. Those of "default" are for the cache itself, not for any host that it names.
+func (n *netrc) of(host string, own bool) credentials {
 	if c, ok := n.hosts[strings.ToLower(host)]; ok {
 		return c
 	}
-	return n.fallback
+	if own {
+		return n.fallback
+	}
+	return credentials{}
 }

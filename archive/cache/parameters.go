@@ -31,6 +31,9 @@ type Parameters struct {
 	Endpoint string // endpoint: host of a server that is not Amazon's
 	Scheme   string // scheme: http or https, which is the default
 	Profile  string // profile: in the file of credentials
+	// Files above PartsAbove bytes (multipart-threshold, default 256 MiB) are put in parts of PartSize (multipart-chunk-size,
+	// default 64 MiB).
+	PartsAbove, PartSize int64
 	// Compressions of texts: narinfo-compression, ls-compression, log-compression; default none.
 	NarInfoCompression, ListingCompression, LogCompression archive.Compression
 }
@@ -38,7 +41,7 @@ type Parameters struct {
 // ignored are parameters of Nix that change nothing here: where it caches, and how it splits its work.
 var ignored = []string{
 	"path-info-cache-size", "local-nar-cache", "parallel-compression", "system-features", "buffer-size", "multipart-upload",
-	"multipart-threshold", "multipart-chunk-size", "addressing-style", "storage-class",
+	"addressing-style", "storage-class",
 }
 
 // parameterTable has every parameter.
@@ -47,22 +50,24 @@ var parameterTable = map[string]func(p *Parameters, v string) error{
 		p.StoreDir, err = store.ParseDir(v)
 		return err
 	},
-	"priority":            func(p *Parameters, v string) error { return setNew(&p.Priority, v, strconv.Atoi) },
-	"want-mass-query":     func(p *Parameters, v string) error { return setNew(&p.WantMassQuery, v, parseBool) },
-	"trusted":             func(p *Parameters, v string) error { return set(&p.Trusted, v, parseBool) },
-	"compression":         func(p *Parameters, v string) error { return set(&p.Compression, v, parseCompression) },
-	"compression-level":   func(p *Parameters, v string) error { return set(&p.CompressionLevel, v, parseLevel) },
-	"write-nar-listing":   func(p *Parameters, v string) error { return set(&p.WriteListing, v, parseBool) },
-	"index-debug-info":    func(p *Parameters, v string) error { return set(&p.IndexDebugInfo, v, parseBool) },
-	"region":              func(p *Parameters, v string) error { return set(&p.Region, v, parseText) },
-	"endpoint":            func(p *Parameters, v string) error { return set(&p.Endpoint, v, parseText) },
-	"profile":             func(p *Parameters, v string) error { return set(&p.Profile, v, parseText) },
-	"scheme":              func(p *Parameters, v string) error { return set(&p.Scheme, v, parseScheme) },
-	"narinfo-compression": func(p *Parameters, v string) error { return set(&p.NarInfoCompression, v, parseCompression) },
-	"ls-compression":      func(p *Parameters, v string) error { return set(&p.ListingCompression, v, parseCompression) },
-	"log-compression":     func(p *Parameters, v string) error { return set(&p.LogCompression, v, parseCompression) },
-	"secret-key":          func(p *Parameters, v string) error { return p.addKeys(v) },
-	"secret-keys":         func(p *Parameters, v string) error { return p.addKeys(v) },
+	"priority":             func(p *Parameters, v string) error { return setNew(&p.Priority, v, strconv.Atoi) },
+	"want-mass-query":      func(p *Parameters, v string) error { return setNew(&p.WantMassQuery, v, parseBool) },
+	"trusted":              func(p *Parameters, v string) error { return set(&p.Trusted, v, parseBool) },
+	"compression":          func(p *Parameters, v string) error { return set(&p.Compression, v, parseCompression) },
+	"compression-level":    func(p *Parameters, v string) error { return set(&p.CompressionLevel, v, parseLevel) },
+	"write-nar-listing":    func(p *Parameters, v string) error { return set(&p.WriteListing, v, parseBool) },
+	"index-debug-info":     func(p *Parameters, v string) error { return set(&p.IndexDebugInfo, v, parseBool) },
+	"region":               func(p *Parameters, v string) error { return set(&p.Region, v, parseText) },
+	"endpoint":             func(p *Parameters, v string) error { return set(&p.Endpoint, v, parseText) },
+	"profile":              func(p *Parameters, v string) error { return set(&p.Profile, v, parseText) },
+	"scheme":               func(p *Parameters, v string) error { return set(&p.Scheme, v, parseScheme) },
+	"multipart-threshold":  func(p *Parameters, v string) error { return set(&p.PartsAbove, v, parseSize) },
+	"multipart-chunk-size": func(p *Parameters, v string) error { return set(&p.PartSize, v, parseSize) },
+	"narinfo-compression":  func(p *Parameters, v string) error { return set(&p.NarInfoCompression, v, parseCompression) },
+	"ls-compression":       func(p *Parameters, v string) error { return set(&p.ListingCompression, v, parseCompression) },
+	"log-compression":      func(p *Parameters, v string) error { return set(&p.LogCompression, v, parseCompression) },
+	"secret-key":           func(p *Parameters, v string) error { return p.addKeys(v) },
+	"secret-keys":          func(p *Parameters, v string) error { return p.addKeys(v) },
 }
 
 func (p *Parameters) addKeys(v string) error {

@@ -14,7 +14,7 @@ import (
 	"cairn/store"
 )
 
-// newS3 is a cache in a bucket of an S3 server: HTTP with signed requests.
+// newS3 is a cache in a bucket of an S3 server: HTTP with  signed requests; large files in parts.
 //
 // With an endpoint, or a bucket whose name has dots, the bucket is in the path, otherwise in the host's name.
 func newS3(rest string, p *Parameters, opts *Options) (*web, error) {
@@ -33,7 +33,7 @@ func newS3(rest string, p *Parameters, opts *Options) (*web, error) {
 	}
 	prefix = strings.Trim(prefix, "/")
 	base.Path = cmp.Or(base.Path, "/")
-	w := &web{base: &url.URL{Scheme: "s3", Host: bucket, Path: strings.TrimSuffix("/"+prefix, "/")}, client: newClient(opts), opts: opts, explain: explainS3, hashContent: true}
+	w := &web{base: &url.URL{Scheme: "s3", Host: bucket, Path: strings.TrimSuffix("/"+prefix, "/")}, client: newClient(opts), opts: opts, explain: explainS3, hashContent: true, parts: newParts(p)}
 	w.client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	if prefix != "" {
 		prefix += "/"

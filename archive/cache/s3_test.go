@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -108,5 +109,46 @@ func TestS3Refusals(t *testing.T) {
 	opts.Getenv = environment(map[string]string{"HOME": home})
 	if _, err := cache.Open("s3://my-bucket?profile=none", dir, opts); err == nil {
 		t.Error("a profile that is not there is accepted")
+	}
+}
+
+func TestS3InParts(t *testing.T) {
+	s := s3.New()
+	broken := atomic.Int32{}
+	uri := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("partNumber") == "3" && broken.Add(1) == 1 {
+			w.WriteHeader(503)
+			return
+		}
+		s.ServeHTTP(w, r)
+	}))
+	uri = "s3://my-bucket?scheme=http&region=eu-test-1&compression=none&write-nar-listing=1&multipart-threshold=100000&multipart-chunk-size=150000&endpoint=" + strings.TrimPrefix(uri, "http://")
+	w, err := cache.OpenWriter(uri, dir, s3Options(s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roundTrip(t, w)
+	if broken.Load() < 2 || s.Uploads() != 0 {
+		t.Errorf("part 3 was put %d times, %d uploads are left", broken.Load(), s.Uploads())
+	}
+	// One that cannot be completed is given up.
+	broken.Store(-1000)
+	o := newObject(t, "broken", noise(600_000), archive.Uncompressed)
+	refusing := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("partNumber") == "2" {
+			w.WriteHeader(400)
+			return
+		}
+		s.ServeHTTP(w, r)
+	}))
+	uri = uri[:strings.Index(uri, "&endpoint=")] + "&endpoint=" + strings.TrimPrefix(refusing, "http://")
+	if w, err = cache.OpenWriter(uri, dir, s3Options(s)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cache.Put(t.Context(), w, &o.Info, write(o.nar)); !errors.Is(err, cache.ErrUnavailable) {
+		t.Errorf("got %v", err)
+	}
+	if s.Uploads() != 0 {
+		t.Errorf("%d uploads are left", s.Uploads())
 	}
 }

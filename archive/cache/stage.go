@@ -33,13 +33,13 @@ func stageNameless(folder string) (*staged, error) {
 	return &staged{file: f}, os.Remove(f.Name())
 }
 
-// content returns the file from its start, and its size. The reader is independent of others.
-func (s *staged) content() (*io.SectionReader, int64, error) {
+// content returns the whole file.
+func (s *staged) content() (*io.SectionReader, error) {
 	st, err := s.file.Stat()
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	return io.NewSectionReader(s.file, 0, st.Size()), st.Size(), nil
+	return io.NewSectionReader(s.file, 0, st.Size()), nil
 }
 
 // discard frees it, and removes it unless it was taken.

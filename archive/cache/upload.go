@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"time"
@@ -45,43 +46,69 @@ func (w *web) put(ctx context.Context, name string, s *staged, kind fileKind) er
 	if kind.encoding != "" && kind.encoding != archive.Uncompressed {
 		head.Set("Content-Encoding", string(kind.encoding))
 	}
+	content, err := s.content()
+	if err != nil {
+		return err
+	}
+	if w.parts != nil && content.Size() > w.parts.above {
+		return w.parts.put(ctx, w, u, head, content)
+	}
+	_, err = w.exchange(ctx, http.MethodPut, u, head, content)
+	return err
+}
+
+// reception is what a server says to what was sent.
+type reception struct {
+	head http.Header
+	text []byte // as much as is of interest
+}
+
+// maxReception is the size limit of what is read of an answer to an upload.
+const maxReception = 64 << 10
+
+// exchange sends content, as often as is worth it.
+func (w *web) exchange(ctx context.Context, method string, u *url.URL, head http.Header, content *io.SectionReader) (*reception, error) {
+	head = maps.Clone(head)
+	if head == nil {
+		head = http.Header{}
+	}
+	if w.hashContent {
+		h := sha256.New()
+		if _, err := io.Copy(h, io.NewSectionReader(content, 0, content.Size())); err != nil {
+			return nil, err
+		}
+		head.Set(contentHash, hex.EncodeToString(h.Sum(nil)))
+	}
 	for attempt := 1; ; attempt++ {
-		p := w.send(ctx, u, head, s)
+		r, p := w.send(ctx, method, u, head, io.NewSectionReader(content, 0, content.Size()))
 		if p == nil {
-			return nil
+			return r, nil
 		}
 		if p.dial || !w.wait(ctx, attempt, p) {
-			return p.err
+			return nil, p.err
 		}
 	}
 }
 
-// send is one attempt to put.
-func (w *web) send(ctx context.Context, u *url.URL, head http.Header, s *staged) *problem {
-	r, size, err := s.content()
-	if err != nil {
-		return &problem{err: err}
-	}
-	if w.hashContent {
-		h := sha256.New()
-		if _, err := io.Copy(h, r); err != nil {
-			return &problem{err: err}
-		}
-		head.Set(contentHash, hex.EncodeToString(h.Sum(nil)))
-		r.Seek(0, io.SeekStart)
-	}
+// send is one attempt to send.
+func (w *web) send(ctx context.Context, method string, u *url.URL, head http.Header, content *io.SectionReader) (*reception, *problem) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	up := &uploading{r: r, limit: w.opts.StalledTimeout, stalled: func() { cancel(fmt.Errorf("%w: %w", ErrUnavailable, errStalled)) }}
+	up := &uploading{r: content, limit: w.opts.StalledTimeout, stalled: func() { cancel(fmt.Errorf("%w: %w", ErrUnavailable, errStalled)) }}
 	up.timer = time.AfterFunc(up.limit, up.stalled)
 	defer up.timer.Stop()
-	a, p := w.ask(ctx, http.MethodPut, u, head, up, size)
+	a, p := w.ask(ctx, method, u, head, up, content.Size())
 	if p != nil {
 		p.again = p.again || errors.Is(p.err, errStalled)
-		return p
+		return nil, p
 	}
-	a.drain()
-	return nil
+	up.timer.Reset(up.limit)
+	text, err := io.ReadAll(io.LimitReader(a.Body, maxReception))
+	a.close()
+	if err != nil {
+		return nil, &problem{err: fmt.Errorf("%s: %w: %w", hideURL(u), ErrUnavailable, err), again: true}
+	}
+	return &reception{a.Header, text}, nil
 }
 
 // uploading is content that is being sent. It ends the request when the server takes nothing for too long.

@@ -30,6 +30,8 @@ type web struct {
 	explain func(resp *http.Response) error
 	// hashContent says that the hash of what is put has to be sent.
 	hashContent bool
+	// parts is how large files are put; nil: whole.
+	parts *parts
 }
 
 // maxRedirects is how many redirects are followed.
@@ -64,7 +66,7 @@ func newWeb(bare string, opts *Options) (*web, error) {
 			own.apply(r)
 			return
 		}
-		known.of(r.URL.Hostname()).apply(r)
+		known.of(r.URL.Hostname(), r.URL.Host == u.Host).apply(r)
 	}
 	return w, nil
 }
@@ -282,7 +284,7 @@ func (w *web) refused(u *url.URL, resp *http.Response) *problem {
 	}
 	switch code {
 	case http.StatusNotFound, http.StatusGone, http.StatusForbidden, http.StatusMethodNotAllowed, http.StatusNotImplemented:
-		if resp.Request.Method == http.MethodPut {
+		if resp.Request.Method == http.MethodPut || resp.Request.Method == http.MethodPost {
 			return &problem{err: fmt.Errorf("%s: %s: %w", hideURL(u), status(code), ErrReadOnly)}
 		}
 		if code < http.StatusInternalServerError && code != http.StatusMethodNotAllowed {

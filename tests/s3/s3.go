@@ -6,11 +6,13 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/xml"
 	"fmt"
 	"io"
 	"maps"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -24,11 +26,12 @@ type Server struct {
 	mu      sync.Mutex // guards what follows
 	objects map[string][]byte
 	heads   map[string]http.Header
+	uploads map[string]map[int][]byte // by id, parts by number
 }
 
 // New returns a server with an empty bucket.
 func New() *Server {
-	return &Server{Bucket: "my-bucket", Key: "AKIDEXAMPLE", Secret: "s3cr3t/k3y", Region: "eu-test-1", objects: map[string][]byte{}, heads: map[string]http.Header{}}
+	return &Server{Bucket: "my-bucket", Key: "AKIDEXAMPLE", Secret: "s3cr3t/k3y", Region: "eu-test-1", objects: map[string][]byte{}, heads: map[string]http.Header{}, uploads: map[string]map[int][]byte{}}
 }
 
 func (s *Server) fail(w http.ResponseWriter, code int, name string) {
@@ -65,6 +68,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if r.URL.Query().Has("uploads") || r.URL.Query().Has("uploadId") {
+		s.parts(w, r, name, body)
+		return
+	}
 	switch r.Method {
 	case http.MethodPut:
 		s.objects[name], s.heads[name] = body, http.Header{"Content-Type": r.Header["Content-Type"], "Content-Encoding": r.Header["Content-Encoding"]}
@@ -83,6 +90,65 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		s.fail(w, 405, "MethodNotAllowed")
 	}
+}
+
+// Uploads returns how many uploads in parts are not complete.
+func (s *Server) Uploads() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.uploads)
+}
+
+// parts answers requests of uploads in parts. It holds mu.
+func (s *Server) parts(w http.ResponseWriter, r *http.Request, name string, body []byte) {
+	id := r.URL.Query().Get("uploadId")
+	parts, known := s.uploads[id]
+	switch {
+	case r.Method == http.MethodPost && id == "":
+		id = fmt.Sprintf("up/load+%d=", len(s.uploads))
+		s.uploads[id] = map[int][]byte{}
+		s.heads[name] = http.Header{"Content-Type": r.Header["Content-Type"]}
+		fmt.Fprintf(w, "<InitiateMultipartUploadResult><UploadId>%s</UploadId></InitiateMultipartUploadResult>", id)
+	case !known:
+		s.fail(w, 404, "NoSuchUpload")
+	case r.Method == http.MethodPut:
+		number, _ := strconv.Atoi(r.URL.Query().Get("partNumber"))
+		parts[number] = body
+		sum := sha256.Sum256(body)
+		w.Header().Set("ETag", fmt.Sprintf("%q", hex.EncodeToString(sum[:8])))
+	case r.Method == http.MethodPost:
+		s.complete(w, name, id, body)
+	case r.Method == http.MethodDelete:
+		delete(s.uploads, id)
+		w.WriteHeader(http.StatusNoContent)
+	}
+}
+
+// complete joins parts, as the request lists them.
+func (s *Server) complete(w http.ResponseWriter, name, id string, body []byte) {
+	var list struct {
+		Part []struct {
+			PartNumber int
+			ETag       string
+		}
+	}
+	err := xml.Unmarshal(body, &list)
+	var whole []byte
+	for i, p := range list.Part {
+		data := s.uploads[id][p.PartNumber]
+		sum := sha256.Sum256(data)
+		if p.PartNumber != i+1 || p.ETag != fmt.Sprintf("%q", hex.EncodeToString(sum[:8])) {
+			err = fmt.Errorf("part %d", i)
+		}
+		whole = append(whole, data...)
+	}
+	if err != nil || len(list.Part) != len(s.uploads[id]) {
+		fmt.Fprint(w, "<Error><Code>InvalidPart</Code></Error>") // with status 200, as S3 may
+		return
+	}
+	delete(s.uploads, id)
+	s.objects[name] = whole
+	fmt.Fprint(w, "<CompleteMultipartUploadResult></CompleteMultipartUploadResult>")
 }
 
 // check verifies a signature as the manual says, from what came over the wire.
