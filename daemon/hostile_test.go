@@ -301,19 +301,25 @@ func TestLargeRequestsShareMemory(t *testing.T) {
 	wg.Wait()
 }
 
-// FuzzSession sends anything after the handshake to a live daemon.
+// FuzzSession sends anything after the handshake, in any version, to a live daemon.
 func FuzzSession(f *testing.F) {
 	r := start(f, nil)
-	var hello bytes.Buffer
-	for _, v := range []uint64{0x6e697863, uint64(protocol.Minor(38)), 1} {
-		binary.Write(&hello, binary.LittleEndian, v)
-	}
-	hello.Write([]byte("\x07\x00\x00\x00\x00\x00\x00\x00cairn-1\x00"))
-	hello.Write(make([]byte, 16))
+	ours := dialect{38, []protocol.Feature{protocol.FeatureCairn}}
+	dialects := append([]dialect{ours}, hostileDialects...)
+	hello, _ := ours.hello("")
 	for _, b := range requests(f, r, protocol.Minor(38)) {
-		f.Add(b[min(len(b), hello.Len()):])
+		f.Add(uint8(0), b[min(len(b), len(hello)):])
 	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		r.play(t, append(bytes.Clone(hello.Bytes()), b...))
+	known := newFacts(f, r, r.dial())
+	for i, d := range hostileDialects {
+		for _, x := range known.exchanges(d) {
+			if d.minor >= x.since && d.minor < x.until {
+				f.Add(uint8(i+1), bytesOf(x.op, x.request))
+			}
+		}
+	}
+	f.Fuzz(func(t *testing.T, which uint8, b []byte) {
+		hello, _ := dialects[int(which)%len(dialects)].hello("")
+		r.play(t, append(hello, b...))
 	})
 }

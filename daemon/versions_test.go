@@ -115,7 +115,7 @@ type facts struct {
 	system               string
 }
 
-func newFacts(t *testing.T, r *rig, c *client.Conn) *facts {
+func newFacts(t testing.TB, r *rig, c *client.Conn) *facts {
 	t.Helper()
 	f := &facts{text: addText(t, c, "text", "hello")}
 	drv := script(t, c, "known", "exit 1", false, f.text.Path)
