@@ -67,9 +67,19 @@ func signer(t *testing.T, name string) (file string, key archive.SecretKey) {
 
 // TestTrust compares what the daemons refuse and allow to a user whom neither trusts, and what they say to it.
 func TestTrust(t *testing.T) {
+	t.Parallel()
+	for _, g := range []*generation{nix28, nix234} {
+		t.Run("nix "+g.name, func(t *testing.T) {
+			t.Parallel()
+			trust(t, g)
+		})
+	}
+}
+
+func trust(t *testing.T, g *generation) {
 	good, goodKey := signer(t, "good-1")
 	bad, _ := signer(t, "bad-1")
-	w := nix28.worldWith(t, "trusted-public-keys = "+goodKey.Public().String()+"\nsubstituters = file:///nowhere/cache\n")
+	w := g.worldWith(t, "trusted-public-keys = "+goodKey.Public().String()+"\nsubstituters = file:///nowhere/cache\n")
 	w.file(t, "g.nix", graph())
 	cache := filepath.Join(w.root, "cache")
 	var paths []string
@@ -194,9 +204,19 @@ func TestTrustedUsers(t *testing.T) {
 
 // TestSigning compares signatures: those of what is built, those that are added by hand, and those that are copied.
 func TestSigning(t *testing.T) {
+	t.Parallel()
+	for _, g := range []*generation{nix28, nix234} {
+		t.Run("nix "+g.name, func(t *testing.T) {
+			t.Parallel()
+			signing(t, g)
+		})
+	}
+}
+
+func signing(t *testing.T, g *generation) {
 	first, _ := signer(t, "first-1")
 	second, _ := signer(t, "second-1")
-	w := nix28.worldWith(t, "secret-key-files = "+first+" "+second+"\n")
+	w := g.worldWith(t, "secret-key-files = "+first+" "+second+"\n")
 	w.file(t, "g.nix", graph())
 	sigs := func(path string) {
 		t.Helper()
@@ -227,6 +247,23 @@ func TestSigning(t *testing.T) {
 	w.same(t, "nix-store", "--add", "g.nix")
 	w.same(t, "nix", "store", "copy-sigs", "-s", cache, added)
 	if out := w.same(t, "nix", "path-info", "--sigs", added); !strings.Contains(out, "third-1:") {
+		t.Errorf("signatures of %s: %s", added, out)
+	}
+
+	// Newer daemons let anybody attach a signature, and so does ours, whoever asks: it counts where somebody trusts the key.
+	_, stranger := signer(t, "fourth-1")
+	fourth := filepath.Join(w.root, "fourth-1")
+	if err := os.WriteFile(fourth, []byte(stranger.Reveal()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	w.become(t, 65534, "--clear-groups")
+	sign := []string{"nix", "store", "sign", "--key-file", fourth, added}
+	if g == nix28 {
+		w.ours.run(sign...)
+	} else {
+		w.judged(t, nil, true, sign...)
+	}
+	if out := w.ours.run("nix", "path-info", "--sigs", added); !strings.Contains(out, "fourth-1:") {
 		t.Errorf("signatures of %s: %s", added, out)
 	}
 }
