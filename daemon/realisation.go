@@ -169,7 +169,10 @@ func (x *session) findRealisation(ctx context.Context, o output) (*store.Realisa
 		return nil, err
 	}
 	if r, _ := s.Realised(o.id); r != nil {
-		return r, nil
+		if o.byPath {
+			r.Signatures = r.Traced
+		}
+		return &r.Realisation, nil
 	}
 	return nil, err
 }

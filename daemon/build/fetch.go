@@ -134,6 +134,9 @@ func (j *job) offer(ctx context.Context) (*substitute.Offer, error) {
 	if o == nil {
 		return nil, nil
 	}
+	if err := j.lease.Hold(o.References...); err != nil {
+		return nil, err
+	}
 	for _, r := range o.References {
 		covered := r == o.Path || j.facts.valid(r) || slices.ContainsFunc(j.after, func(d *job) bool { return d.key.drv == r })
 		if !covered {
@@ -169,15 +172,15 @@ func (j *job) recordFetched(ctx context.Context, paths map[string]store.Path) er
 		}
 		r, _ := j.facts.search.Realised(id)
 		if r == nil || r.OutPath != paths[o] {
-			r = &store.Realisation{ID: id, OutPath: paths[o]}
+			r = &substitute.Realised{Realisation: store.Realisation{ID: id, OutPath: paths[o]}}
 		}
-		if err := j.addRealisation(ctx, r, map[store.DrvOutput]bool{}); err != nil {
+		if err := j.addRealisation(ctx, &r.Realisation, map[store.DrvOutput]bool{}); err != nil {
 			return err
 		}
 		if !j.b.store.IsValid(j.key.drv) {
 			continue
 		}
-		if err := j.b.store.LinkOutput(ctx, j.key.drv, o, paths[o]); err != nil {
+		if err := j.b.store.LinkOutput(ctx, j.key.drv, o, paths[o], r.Traced...); err != nil {
 			return err
 		}
 	}
@@ -200,7 +203,7 @@ func (j *job) addRealisation(ctx context.Context, r *store.Realisation, seen map
 			return err
 		}
 		if dep, _ := j.facts.search.Realised(id); dep != nil && dep.OutPath == p {
-			if err := j.addRealisation(ctx, dep, seen); err != nil {
+			if err := j.addRealisation(ctx, &dep.Realisation, seen); err != nil {
 				return err
 			}
 		}

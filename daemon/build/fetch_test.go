@@ -271,6 +271,45 @@ func TestFetchInParallel(t *testing.T) {
 	}
 }
 
+// TestFewConnections downloads and asks over one connection, without mistaking one for the slowness of the other.
+func TestFewConnections(t *testing.T) {
+	key := newKey(t, "k")
+	var list []*object
+	for i := range 6 {
+		list = append(list, newObject(fmt.Sprintf("o%d", i)))
+	}
+	d := newDepot(t, key, list...)
+	d.manners = func(w http.ResponseWriter, r *http.Request) bool {
+		if strings.HasPrefix(r.URL.Path, "/nar/") {
+			time.Sleep(300 * time.Millisecond)
+		}
+		return false
+	}
+	r := cached(t, key, d.server.URL)
+	set := r.build.Settings().Clone()
+	set.HTTPConnections = 1
+	b := r.build.With(set)
+	done := make(chan string, len(list))
+	for _, o := range list {
+		go func() {
+			rec := &recorder{}
+			if _, err := b.Build(r.ctx, objects(o), build.Normal, rec); err != nil {
+				done <- err.Error()
+				return
+			}
+			done <- rec.warnings()
+		}()
+	}
+	for range list {
+		if text := <-done; text != "" {
+			t.Error(text)
+		}
+	}
+	if d.most != 1 {
+		t.Errorf("%d requests at the same time, want 1", d.most)
+	}
+}
+
 // silent is a server that accepts connections and says nothing.
 func silent(t testing.TB) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -703,6 +742,24 @@ func TestFetchFloating(t *testing.T) {
 	if got, err := r.store.Realisation(res.Outputs["out"].ID); err != nil || len(got.Signatures) != 1 || len(got.Dependents) != 1 {
 		t.Errorf("realisation: %+v, %v", got, err)
 	}
+	// So does a cache of the other generation, by the derivation's path.
+	for name := range d.files {
+		if strings.HasPrefix(name, "/realisations/") {
+			delete(d.files, name)
+		}
+	}
+	trace := cache.Trace{Drv: top, Output: "out", OutPath: want}
+	trace.Signatures = []string{key.Sign([]byte(trace.Fingerprint()))}
+	d.files["/"+cache.TraceName(top, "out")] = []byte(trace.JSON())
+	r = cached(t, key, d.server.URL)
+	lines(r)
+	if res := r.result(top); res.Status != protocol.Substituted || res.Outputs["out"].OutPath != want {
+		t.Errorf("trace: %+v", res)
+	}
+	if got, err := r.store.LinkedOutput(top, "out"); err != nil || len(got.Signatures) != 1 {
+		t.Errorf("trace: %+v, %v", got, err)
+	}
+	delete(d.files, "/"+cache.TraceName(top, "out"))
 	// Without a signature it is built.
 	publish(low, false)
 	publish(top, false)

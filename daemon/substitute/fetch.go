@@ -65,6 +65,11 @@ func (s *Search) fetch(ctx context.Context, o *Offer, p Progress, in *disk.Impor
 
 // fetchInto adds the object to an import.
 func (o *Offer) fetchInto(ctx context.Context, in *disk.Import, p Progress) error {
+	release, err := o.source.loadPlace(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
 	if _, err := o.source.ready(ctx); err != nil {
 		return o.blame(ctx, ctx, err)
 	}

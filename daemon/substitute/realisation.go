@@ -18,8 +18,14 @@ type Output struct {
 	Drv store.Path // zero when it is not known
 }
 
+// Realised is what a cache says of an output. Signatures of the two generations sign different texts.
+type Realised struct {
+	store.Realisation
+	Traced []string // signatures of the trace, when the output was found by the derivation's path
+}
+
 // Realised returns where an output is, or nil when nobody says so. asked is false when that is not known yet.
-func (s *Search) Realised(id store.DrvOutput) (r *store.Realisation, asked bool) {
+func (s *Search) Realised(id store.DrvOutput) (r *Realised, asked bool) {
 	if s.None() {
 		return nil, true
 	}
@@ -56,7 +62,7 @@ func (s *Search) AskOutputs(ctx context.Context, list []Output) error {
 }
 
 // realisationOf asks one source after the other.
-func (s *Search) realisationOf(ctx context.Context, sources []*source, o Output) (*store.Realisation, error) {
+func (s *Search) realisationOf(ctx context.Context, sources []*source, o Output) (*Realised, error) {
 	for _, src := range sources {
 		if src.storeDir() != s.caches.pool.store.Dir() {
 			continue
@@ -80,7 +86,7 @@ func (s *Search) realisationOf(ctx context.Context, sources []*source, o Output)
 var errRejected = errors.New("it is not acceptable")
 
 // realisationFrom asks for an output by hash, then by path.
-func (s *Search) realisationFrom(ctx context.Context, src *source, o Output) (*store.Realisation, error) {
+func (s *Search) realisationFrom(ctx context.Context, src *source, o Output) (*Realised, error) {
 	var r *store.Realisation
 	err := src.ask(ctx, func(ctx context.Context, c Cache) (err error) {
 		rs, ok := c.(cache.Realisations)
@@ -93,7 +99,7 @@ func (s *Search) realisationFrom(ctx context.Context, src *source, o Output) (*s
 		return err
 	})
 	if err == nil {
-		return r, s.believe(src, r)
+		return &Realised{Realisation: *r}, s.believe(src, r)
 	}
 	if o.Drv.IsZero() || !errors.Is(err, store.ErrNotValid) {
 		return nil, err
@@ -101,7 +107,7 @@ func (s *Search) realisationFrom(ctx context.Context, src *source, o Output) (*s
 	return s.traceFrom(ctx, src, o)
 }
 
-func (s *Search) traceFrom(ctx context.Context, src *source, o Output) (*store.Realisation, error) {
+func (s *Search) traceFrom(ctx context.Context, src *source, o Output) (*Realised, error) {
 	var t *cache.Trace
 	err := src.ask(ctx, func(ctx context.Context, c Cache) (err error) {
 		rs, ok := c.(cache.Realisations)
@@ -120,7 +126,7 @@ func (s *Search) traceFrom(ctx context.Context, src *source, o Output) (*store.R
 	if !s.caches.free(src) && !s.caches.signed(t.Fingerprint(), t.Signatures) {
 		return nil, fmt.Errorf("it %w: %w", store.ErrUntrusted, errRejected)
 	}
-	return &store.Realisation{ID: o.ID, OutPath: t.OutPath}, nil
+	return &Realised{store.Realisation{ID: o.ID, OutPath: t.OutPath}, t.Signatures}, nil
 }
 
 // believe says whether a realisation is signed, and does not contradict what is known here.

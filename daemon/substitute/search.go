@@ -42,7 +42,7 @@ type Search struct {
 	mu       sync.Mutex // guards what follows
 	found    map[store.Path]*Offer
 	refused  map[refusal]bool
-	outputs  map[store.DrvOutput]*store.Realisation
+	outputs  map[store.DrvOutput]*Realised
 	failures map[store.Path]error // why the last offer was refused
 	contents map[store.Path]store.ContentAddress
 }
@@ -56,7 +56,7 @@ type refusal struct {
 // Search begins a search. None of its answers is older than that, except narinfos of the last minute.
 func (c *Caches) Search(w Watch) *Search {
 	return &Search{
-		caches: c, watch: w, found: map[store.Path]*Offer{}, refused: map[refusal]bool{}, outputs: map[store.DrvOutput]*store.Realisation{},
+		caches: c, watch: w, found: map[store.Path]*Offer{}, refused: map[refusal]bool{}, outputs: map[store.DrvOutput]*Realised{},
 		failures: map[store.Path]error{}, contents: map[store.Path]store.ContentAddress{},
 	}
 }

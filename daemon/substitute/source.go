@@ -69,9 +69,10 @@ type source struct {
 	key      sourceKey
 	uri      string // without credentials
 	trusted  bool
-	foreign  bool // the URI says that the cache may be of another store directory
-	priority int  // that the URI says, or -1
-	places   chan struct{}
+	foreign  bool          // the URI says that the cache may be of another store directory
+	priority int           // that the URI says, or -1
+	places   chan struct{} // one for each connection
+	loads    chan struct{} // half of them, for downloads: questions must not wait for those while their time runs
 
 	mu       sync.Mutex // guards what follows
 	cache    Cache
@@ -108,7 +109,7 @@ func newSource(p *Pool, key sourceKey) *source {
 	if n <= 0 {
 		n = defaultConnections
 	}
-	s.places = make(chan struct{}, n)
+	s.places, s.loads = make(chan struct{}, n), make(chan struct{}, max(1, n/2))
 	base, query, _ := strings.Cut(key.uri, "?")
 	if u, err := url.Parse(base); err == nil && u.User != nil {
 		s.uri = u.Redacted()
@@ -307,6 +308,24 @@ func (s *source) place(ctx context.Context) (release func(), err error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+}
+
+// loadPlace takes one of the source's connections for a download.
+func (s *source) loadPlace(ctx context.Context) (release func(), err error) {
+	select {
+	case s.loads <- struct{}{}:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	leave, err := s.place(ctx)
+	if err != nil {
+		<-s.loads
+		return nil, err
+	}
+	return func() {
+		leave()
+		<-s.loads
+	}, nil
 }
 
 // ask puts one question to the cache. An answer of no is store.ErrNotValid; any other error but the end of ctx
