@@ -216,9 +216,10 @@ func (o *nixOptions) printVersion(env *Env) error {
 // insteadOf says which of our commands does what an option of nix-store does.
 var insteadOf = map[string]string{
 	"--realise": "cairn build", "--realize": "cairn build", "-r": "cairn build",
-	"--query": "cairn store closure, referrers or path-info", "-q": "cairn store closure, referrers or path-info", "-qR": "cairn store closure",
+	"--query": "cairn store query", "-q": "cairn store query", "-qR": "cairn store closure",
 	"--add": "cairn store add", "--add-fixed": "cairn store add", "--dump": "cairn store dump", "--restore": "cairn archive --extract",
 	"--gc": "cairn gc", "--delete": "cairn store delete", "--verify": "cairn store verify", "--verify-path": "cairn store verify",
+	"--repair-path": "cairn store repair", "--optimise": "cairn store optimise", "--optimize": "cairn store optimise", "--dump-db": "cairn store dump-db",
 	"--export": "cairn archive --export", "--import": "cairn archive --import", "--read-log": "cairn log", "-l": "cairn log",
 	"--init": "cairn init", "--generate-binary-cache-key": "cairn archive --generate-key",
 }

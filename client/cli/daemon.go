@@ -308,7 +308,7 @@ func openEngine(ctx context.Context, layout disk.Layout, getenv func(string) str
 	if err != nil {
 		return nil, err
 	}
-	s, err := disk.Open(ctx, layout, &disk.Options{Logger: logger})
+	s, err := disk.Open(ctx, layout, &disk.Options{Logger: logger, AutoOptimise: set.AutoOptimise})
 	if err != nil {
 		return nil, err
 	}

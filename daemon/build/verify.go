@@ -289,7 +289,7 @@ func (b *Builder) Mend(ctx context.Context, p store.Path, obs Observer) (string,
 	}
 	drv, buildErr := b.buildAgain(ctx, info, obs)
 	if buildErr != nil {
-		return "", errors.Join(err, buildErr)
+		return "", fmt.Errorf("%w, and %w", err, buildErr)
 	}
 	return drv, nil
 }

@@ -44,7 +44,11 @@ func (s *Store) commit(objects []*pending) error {
 	}
 	s.additions <- a
 	s.quit.RUnlock()
-	return <-a.done
+	err := <-a.done
+	if err == nil && s.linking != nil {
+		s.linkLater(objects)
+	}
+	return err
 }
 
 // commitLoop is the goroutine that takes additions from complete trees to valid paths.

@@ -89,6 +89,9 @@ type Options struct {
 	// NoSync leaves out every flush. Only for throw-away stores: a power cut may lose or damage anything.
 	// The database is synced nevertheless.
 	NoSync bool
+	// AutoOptimise makes files of new objects hard links, as Optimise does, soon after they have become valid. When much
+	// comes at once some are left for the next Optimise.
+	AutoOptimise bool
 }
 
 // Store is an open store.
@@ -106,7 +109,8 @@ type Store struct {
 	noExchange bool // the file system cannot exchange names; for tests
 
 	additions chan *addition
-	deletions chan struct{} // full while a collection or another deletion runs
+	linking   chan store.Path // what AutoOptimise has to do; nil without
+	deletions chan struct{}   // full while a collection or another deletion runs
 	background
 	names atomic.Uint64 // for temporary names
 	start string        // makes temporary names unique across processes
@@ -143,6 +147,10 @@ func Open(ctx context.Context, l Layout, opts *Options) (*Store, error) {
 		return nil, fmt.Errorf("open store %s: %w", l.RealDir, err)
 	}
 	s.wg.Go(s.commitLoop)
+	if s.opts.AutoOptimise {
+		s.linking = make(chan store.Path, 4096)
+		s.wg.Go(s.linkLoop)
+	}
 	return s, nil
 }
 

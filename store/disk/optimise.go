@@ -68,8 +68,10 @@ func (s *Store) Optimise(ctx context.Context, opts *OptimiseOptions) (LinkStats,
 		return LinkStats{}, err
 	}
 	op := &optimisation{s: s, opts: o}
-	if err := op.loadPool(); err != nil {
-		return LinkStats{}, fmt.Errorf("optimise: %w", err)
+	if o.Paths == nil {
+		if err := op.loadPool(); err != nil {
+			return LinkStats{}, fmt.Errorf("optimise: %w", err)
+		}
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	var next atomic.Int64
@@ -88,6 +90,37 @@ func (s *Store) Optimise(ctx context.Context, opts *OptimiseOptions) (LinkStats,
 	}
 	err = g.Wait()
 	return op.stats, err
+}
+
+// linkLater hands new objects over to linkLoop.
+func (s *Store) linkLater(objects []*pending) {
+	for _, p := range objects {
+		select {
+		case s.linking <- p.path:
+		default: // too much at once
+		}
+	}
+}
+
+// linkLoop is the goroutine of AutoOptimise.
+func (s *Store) linkLoop() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	s.wg.Go(func() {
+		<-s.stop
+		cancel()
+	})
+	for {
+		select {
+		case p := <-s.linking:
+			_, err := s.Optimise(ctx, &OptimiseOptions{Paths: []store.Path{p}, Workers: 1})
+			if err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrNotValid) {
+				s.log.Warn("a new object is not optimised", "path", p.String(), "error", err)
+			}
+		case <-s.stop:
+			return
+		}
+	}
 }
 
 type optimisation struct {

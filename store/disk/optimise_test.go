@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -189,6 +190,22 @@ func TestOptimiseAtOnce(t *testing.T) {
 	}
 	if len(inodes) > 2 { // a sweep may have forgotten one between two runs
 		t.Errorf("%d files with the same contents are left", len(inodes))
+	}
+}
+
+func TestAutoOptimise(t *testing.T) {
+	s, err := disk.Open(t.Context(), newLayout(t), &disk.Options{AutoOptimise: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { closeStore(t, s) })
+	twins := addTwins(t, s, 3)
+	for _, p := range twins {
+		for deadline := time.Now().Add(time.Minute); stat(t, s.RealPath(p)+"/dir/again").Nlink != 7; time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s has %d links, want 7", p, stat(t, s.RealPath(p)+"/dir/again").Nlink)
+			}
+		}
 	}
 }
 

@@ -111,10 +111,11 @@ func (s *Store) verifyNodes(paths []store.Path) ([]*node, error) {
 	defer s.graph.mu.RUnlock()
 	for _, p := range paths {
 		d, ok := meta.ParseDigest(p.Digest())
-		if !ok || s.graph.byDigest[d] == nil {
+		n := s.graph.byDigest[d]
+		if !ok || n == nil || n.name != p.Name() {
 			return nil, notValid(p)
 		}
-		nodes = append(nodes, s.graph.byDigest[d])
+		nodes = append(nodes, n)
 	}
 	return nodes, nil
 }
