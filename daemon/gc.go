@@ -101,7 +101,7 @@ func (x *session) collectGarbage(ctx context.Context, o *protocol.GCOptions) (re
 		}
 		x.tell("finding garbage collector roots...")
 	}
-	r, err := x.collectWith(ctx, opts)
+	r, err := x.collectValid(ctx, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -201,6 +201,31 @@ func (x *session) noOtherReferrers(paths []store.Path) error {
 		}
 	}
 	return nil
+}
+
+// collectValid is collectWith where, as in Nix, what is to be deleted and not valid counts as deleted.
+func (x *session) collectValid(ctx context.Context, opts gc.Options) (*protocol.GCResult, error) {
+	if opts.Action != gc.DeleteSpecific {
+		return x.collectWith(ctx, opts)
+	}
+	var gone []store.Path
+	var valid []store.Path
+	for _, p := range opts.Paths {
+		if x.server.store.IsValid(p) {
+			valid = append(valid, p)
+		} else {
+			gone = append(gone, p)
+		}
+	}
+	r := &protocol.GCResult{}
+	if opts.Paths = valid; len(valid) > 0 {
+		var err error
+		if r, err = x.collectWith(ctx, opts); err != nil {
+			return nil, err
+		}
+	}
+	r.Paths = append(r.Paths, gone...)
+	return r, nil
 }
 
 // collectWith collects as the session's settings say, with progress on an activity of its own.

@@ -61,7 +61,11 @@ func (x *session) queryReferences(ctx context.Context, p store.Path) (reply, err
 	return replyPaths(info.References, nil)
 }
 
+// queryReferrers knows of no referrers of what is not valid, as in Nix.
 func (x *session) queryReferrers(_ context.Context, p store.Path) (reply, error) {
+	if !x.server.store.IsValid(p) {
+		return replyPaths(nil, nil)
+	}
 	return replyPaths(x.server.store.Referrers(p))
 }
 

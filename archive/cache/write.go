@@ -68,7 +68,7 @@ func OpenWriter(uri string, dir store.Dir, opts *Options) (Writer, error) {
 	}
 	keys := slices.Clone(b.opts.Keys)
 	for _, file := range b.parameters.SecretKeys {
-		key, err := archive.ReadSecretKey(file)
+		key, _, err := archive.ReadExposedKey(file)
 		if err != nil {
 			return nil, fmt.Errorf("open %s: %w", b.URI(), err)
 		}

@@ -189,7 +189,7 @@ func TestFailures(t *testing.T) {
 		text   string
 	}{
 		{"exit code", drv{script: "echo one; echo two >&2; exit 3"}, protocol.PermanentFailure, "builder for '@' failed with exit code 3;\nlast 2 log lines:\n> one\n> two\n"},
-		{"signal", drv{script: "kill -9 $$"}, protocol.PermanentFailure, "builder for '@' failed due to signal 9 (killed)"},
+		{"signal", drv{script: "kill -9 $$"}, protocol.PermanentFailure, "builder for '@' failed due to signal 9 (Killed)"},
 		{"no output", drv{script: "true"}, protocol.PermanentFailure, "failed to produce output path for output 'out'"},
 		{"one of two outputs", drv{outputs: []string{"out", "dev"}, script: "touch $out"}, protocol.PermanentFailure, "failed to produce output path for output 'dev'"},
 		{"dependency", drv{script: "cat @bad@ > $out", inputs: map[string]store.Path{"bad": bad}}, protocol.DependencyFailed, "bad.drv' failed: builder for"},

@@ -509,7 +509,8 @@ func (a *attempt) sandboxed(ctx context.Context, r *protocol.BuildResult) error 
 		}
 		what := "failed with " + st.String()
 		if st.Signal != 0 {
-			what = "failed due to signal " + strings.TrimPrefix(st.String(), "killed by signal ")
+			name := st.Signal.String() // libc, and so Nix, writes it with a capital
+			what = fmt.Sprintf("failed due to signal %d (%s)", int(st.Signal), strings.ToUpper(name[:1])+name[1:])
 		}
 		return failure(status, "builder for '%s' %s%s", a.key.drv, what, a.log.lastLines(a.key.drv))
 	}

@@ -103,13 +103,14 @@ func ownNamespace() error {
 
 // generation is a release of nix.
 type generation struct {
-	name   string
-	system func() (string, error) // the root directory it is installed in
+	name    string
+	version string                 // what its daemon calls itself
+	system  func() (string, error) // the root directory it is installed in
 }
 
 var (
-	nix28  = &generation{"2.8", func() (string, error) { return "", nil }}
-	nix234 = &generation{"2.34", sync.OnceValues(peers)}
+	nix28  = &generation{"2.8", "2.8.0", func() (string, error) { return "", nil }}
+	nix234 = &generation{"2.34", "2.34.8", sync.OnceValues(peers)}
 )
 
 // generations runs a test with each generation of nix, both at the same time; t itself becomes parallel too.
@@ -319,7 +320,7 @@ func (w *world) startDaemon(t *testing.T) {
 	}
 	machines := remote.New(d, &remote.Options{Peer: peer.Options{Silence: 9 * time.Second}, Pause: time.Millisecond})
 	b := build.New(d, &build.Options{Settings: set, Machines: machines})
-	server := daemon.New(d, b, &daemon.Options{Settings: set})
+	server := daemon.New(d, b, &daemon.Options{Settings: set, Version: w.gen.version})
 	l, err := daemon.Listen(layout)
 	if err != nil {
 		t.Fatal(err)
