@@ -22,6 +22,7 @@ type operation struct {
 	feature protocol.Feature
 	verb    archive.Verbs // what it takes; finer effects ask for more in the handler
 	framed  int           // from which minor version on the body comes in frames; zero: no body
+	pulled  int           // from which on, before that, the daemon asks for it piece by piece; zero: it follows the fields at once
 	long    bool          // watch whether the client hangs up
 	handle  func(*session) runner
 }
@@ -74,7 +75,7 @@ var operations = []operation{
 	{op: protocol.OpBuildDerivation, name: "BuildDerivation", verb: archive.Build, long: true, handle: on(readBuildDerivation, (*session).buildDerivation)},
 	{op: protocol.OpAddSignatures, name: "AddSignatures", verb: archive.Add, handle: on(readSignatures, (*session).addSignatures)},
 	{op: protocol.OpNarFromPath, name: "NarFromPath", verb: archive.Connect, handle: on(readPath, (*session).narFromPath)},
-	{op: protocol.OpAddToStoreNar, name: "AddToStoreNar", verb: archive.Add, framed: 23, handle: on(readNAR, (*session).addToStoreNar)},
+	{op: protocol.OpAddToStoreNar, name: "AddToStoreNar", verb: archive.Add, framed: 23, pulled: 21, handle: on(readNAR, (*session).addToStoreNar)},
 	{op: protocol.OpQueryMissing, name: "QueryMissing", verb: archive.Connect, since: 19, long: true, handle: on((*protocol.Decoder).Targets, (*session).queryMissing)},
 	{op: protocol.OpQueryDerivationOutputMap, name: "QueryDerivationOutputMap", verb: archive.Connect, since: 22, handle: on(readPath, (*session).queryDerivationOutputMap)},
 	{op: protocol.OpRegisterDrvOutput, name: "RegisterDrvOutput", verb: archive.Add, since: 27, handle: on(readRealisation, (*session).registerDrvOutput)},

@@ -276,19 +276,20 @@ func (x *session) request(op *operation) error {
 	defer x.memory.release()
 	run := op.handle(x)
 	framed := op.framed != 0 && x.d.Version >= protocol.Minor(op.framed)
+	inline := op.framed != 0 && !framed && (op.pulled == 0 || x.d.Version < protocol.Minor(op.pulled))
 	if framed && x.d.Broken() == nil {
 		x.upload = wire.NewFrameReader(x.d.Wire())
 	}
 	var rep reply
 	err := x.d.Err()
-	lost := x.d.Broken() != nil || err != nil && op.framed != 0 && !framed
+	lost := x.d.Broken() != nil || err != nil && inline
 	if err == nil {
 		err = x.need(op.verb, op.name)
-		lost = err != nil && op.framed != 0 && !framed
+		lost = err != nil && inline
 	}
 	if err == nil {
 		rep, err = x.work(op, run)
-		lost = err != nil && op.framed != 0 && !framed
+		lost = err != nil && inline
 	}
 	if err == nil && framed {
 		if err = x.upload.Drain(); err != nil {

@@ -167,6 +167,38 @@ func TestOldAddToStoreNar(t *testing.T) {
 	}
 }
 
+// TestPulledErrors refuses what the daemon would have to ask for, or was about to: the session goes on.
+func TestPulledErrors(t *testing.T) {
+	r := start(t, nil)
+	contents := narOf(t, "hello")
+	c := r.raw(22)
+	for _, wrong := range []string{"other contents of the same len", "h"} {
+		info := inputAddressed(t, baseA, narOf(t, wrong))
+		c.send(protocol.OpAddToStoreNar, func(e *protocol.Encoder) {
+			e.KeyedInfo(info)
+			e.Bool(false)
+			e.Bool(true)
+		})
+		for rest := contents; ; {
+			m := c.next()
+			if m.Kind == protocol.KindError {
+				break
+			}
+			if m.Kind != protocol.KindRead {
+				t.Fatalf("message %x", uint64(m.Kind))
+			}
+			c.e.Text(string(rest))
+			c.e.Flush()
+			rest = nil
+		}
+		c.send(protocol.OpIsValidPath, func(e *protocol.Encoder) { e.Path(info.Path) })
+		c.last()
+		if c.d.Bool() || c.d.Err() != nil {
+			t.Errorf("after the error: %v", c.d.Err())
+		}
+	}
+}
+
 func TestImportAndExportPaths(t *testing.T) {
 	from, to := start(t, nil), start(t, nil)
 	c := from.dial()

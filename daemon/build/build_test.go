@@ -504,6 +504,10 @@ sleep 0.5; printf 'last'; touch $out`})
 		done <- err
 	}()
 	wait(t, "the first line is there", func() bool { return rec.count(build.Line) > 0 })
+	wait(t, "the file of a running build has it", func() bool {
+		b, _ := os.ReadFile(filepath.Join(r.layout.LogDir, "drvs", d.Base()[:2], d.Base()[2:]))
+		return strings.HasPrefix(string(b), "first\n")
+	})
 	var live safeBuffer
 	followed := make(chan error, 1)
 	go func() { followed <- r.build.FollowLog(t.Context(), d, &live) }()

@@ -114,9 +114,7 @@ func (l *logWriter) Write(p []byte) (int, error) {
 		l.line(l.partial)
 		l.partial = l.partial[:0]
 	}
-	if l.followers > 0 {
-		l.flush()
-	}
+	l.flush()
 	return len(p), nil
 }
 
@@ -184,8 +182,10 @@ func (l *logWriter) flush() {
 	if err := l.buffer.Flush(); err != nil && l.err == nil {
 		l.err = err
 	}
-	close(l.grown)
-	l.grown = make(chan struct{})
+	if l.followers > 0 {
+		close(l.grown)
+		l.grown = make(chan struct{})
+	}
 }
 
 // Close ends the log. It may be called more than once.
