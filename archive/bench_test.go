@@ -75,3 +75,33 @@ func BenchmarkReadBundle(b *testing.B) {
 		}
 	}
 }
+
+func BenchmarkSmallObjects(b *testing.B) {
+	data := bytes.Repeat([]byte("hello world "), 300)
+	var packed bytes.Buffer
+	w, _ := archive.NewCompressor(&packed, archive.Zstd)
+	w.Write(data)
+	w.Close()
+	b.Run("pack", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			w, err := archive.NewLevelCompressor(io.Discard, archive.Zstd, 6)
+			if err != nil {
+				b.Fatal(err)
+			}
+			w.Write(data)
+			w.Close()
+		}
+	})
+	b.Run("unpack", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			r, err := archive.NewDecompressor(bytes.NewReader(packed.Bytes()), archive.Zstd)
+			if err != nil {
+				b.Fatal(err)
+			}
+			io.Copy(io.Discard, r)
+			r.Close()
+		}
+	})
+}

@@ -5,11 +5,13 @@ import (
 	"compress/bzip2"
 	"compress/gzip"
 	"compress/zlib"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/andybalholm/brotli"
 	bzip2w "github.com/dsnet/compress/bzip2"
@@ -107,13 +109,13 @@ func NewCompressor(w io.Writer, c Compression) (Compressor, error) {
 }
 
 // NewLevelCompressor returns a compressor to w that works harder the higher the level, by the program's own levels:
-// 1 to 22 for zstd, 1 to 9 for gzip; 0 is a quick one.
+// 1 to 22 for zstd, 1 to 9 for gzip; 0 is a quick one. Levels 1 and 2 of zstd take the least memory, about 2 MB.
 func NewLevelCompressor(w io.Writer, c Compression, level int) (Compressor, error) {
 	switch c {
 	case Uncompressed:
 		return plain{w}, nil
 	case Zstd:
-		return newEncoder(w, level)
+		return takeEncoder(w, level)
 	case Gzip:
 		if level == 0 {
 			level = gzip.DefaultCompression
@@ -129,16 +131,71 @@ func NewBzip2(w io.Writer) (io.WriteCloser, error) {
 	return bzip2w.NewWriter(w, &bzip2w.WriterConfig{Level: 2})
 }
 
+// encoders are compressors that have been used, by speed: making one costs megabytes, which is much for a small object.
+var encoders [zstd.SpeedBestCompression + 1]sync.Pool
+
+// borrowed is a compressor that goes back after Close.
+type borrowed struct {
+	encoder *zstd.Encoder // nil after Close
+	pool    *sync.Pool
+}
+
+func takeEncoder(w io.Writer, level int) (*borrowed, error) {
+	pool := &encoders[zstd.SpeedDefault]
+	if level > 0 {
+		pool = &encoders[zstd.EncoderLevelFromZstd(level)]
+	}
+	if e, ok := pool.Get().(*zstd.Encoder); ok {
+		e.Reset(w)
+		return &borrowed{e, pool}, nil
+	}
+	e, err := newEncoder(w, level)
+	return &borrowed{e, pool}, err
+}
+
+var errClosed = errors.New("compressor is closed")
+
+func (b *borrowed) Write(p []byte) (int, error) {
+	if b.encoder == nil {
+		return 0, errClosed
+	}
+	return b.encoder.Write(p)
+}
+
+func (b *borrowed) Flush() error {
+	if b.encoder == nil {
+		return errClosed
+	}
+	return b.encoder.Flush()
+}
+
+// Close ends the stream. One that is never closed is not used again.
+func (b *borrowed) Close() error {
+	if b.encoder == nil {
+		return nil
+	}
+	e := b.encoder
+	b.encoder = nil
+	if err := e.Close(); err != nil {
+		return err
+	}
+	e.Reset(nil)
+	b.pool.Put(e)
+	return nil
+}
+
 // highLevel is the first at which memory does not matter.
 const highLevel = 6
 
 func newEncoder(w io.Writer, level int) (*zstd.Encoder, error) {
-	speed := zstd.SpeedDefault
+	speed, window := zstd.SpeedDefault, ownWindow/2
 	if level > 0 {
 		speed = zstd.EncoderLevelFromZstd(level)
 	}
-	window := ownWindow / 2
-	if level >= highLevel {
+	switch {
+	case speed == zstd.SpeedFastest:
+		window = ownWindow / 8
+	case level >= highLevel:
 		window = ownWindow
 	}
 	return zstd.NewWriter(w, zstd.WithEncoderLevel(speed), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(window), zstd.WithLowerEncoderMem(level < highLevel))

@@ -239,3 +239,50 @@ func FuzzLzip(f *testing.F) {
 		}
 	})
 }
+
+// brokenWriter takes some bytes and fails.
+type brokenWriter struct{ left int }
+
+func (w *brokenWriter) Write(p []byte) (int, error) {
+	if w.left -= len(p); w.left < 0 {
+		return 0, io.ErrShortWrite
+	}
+	return len(p), nil
+}
+
+// TestCompressorsAreUsedAgain: what one stream leaves behind must not show in the next.
+func TestCompressorsAreUsedAgain(t *testing.T) {
+	for _, level := range []int{0, 1, 6, 22} {
+		pack := func(w io.Writer, data []byte) error {
+			c, err := archive.NewLevelCompressor(w, archive.Zstd, level)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = c.Write(data)
+			if err2 := c.Close(); err == nil {
+				err = err2
+			}
+			if err := c.Close(); err != nil {
+				t.Errorf("closed twice: %v", err)
+			}
+			if _, err := c.Write(data); err == nil {
+				t.Error("a closed compressor takes more")
+			}
+			return err
+		}
+		var want bytes.Buffer
+		data := samples()["words"]
+		if err := pack(&want, data); err != nil {
+			t.Fatal(err)
+		}
+		for range 20 {
+			if pack(&brokenWriter{1000}, samples()["noise"]) == nil {
+				t.Error("a broken writer is no error")
+			}
+			var got bytes.Buffer
+			if err := pack(&got, data); err != nil || !bytes.Equal(got.Bytes(), want.Bytes()) {
+				t.Fatalf("level %d: packs differently the second time, %v", level, err)
+			}
+		}
+	}
+}

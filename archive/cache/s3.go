@@ -14,7 +14,7 @@ import (
 	"cairn/store"
 )
 
-// newS3 is a cache in a bucket of an S3 server: HTTP with  signed requests; large files in parts.
+// newS3 is a cache in a bucket of an S3 server: HTTP with signed requests, and large files in parts.
 //
 // With an endpoint, or a bucket whose name has dots, the bucket is in the path, otherwise in the host's name.
 func newS3(rest string, p *Parameters, opts *Options) (*web, error) {

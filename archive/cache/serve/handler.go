@@ -241,6 +241,9 @@ func (s *Server) nar(w *reply, r *http.Request, name string) error {
 	return s.plain(w, r, d)
 }
 
+// streamLevel is quick and takes little memory: many archives are packed at a time, each for one client.
+const streamLevel = 1
+
 func (s *Server) packed(w *reply, r *http.Request, d *described) error {
 	if s.unchanged(w, r, `"`+d.info.NarHash.Nix32()+`-zstd"`) || r.Method == http.MethodHead {
 		return nil
@@ -250,7 +253,7 @@ func (s *Server) packed(w *reply, r *http.Request, d *described) error {
 		return err
 	}
 	defer done()
-	c, err := archive.NewCompressor(w, archive.Zstd)
+	c, err := archive.NewLevelCompressor(w, archive.Zstd, streamLevel)
 	if err != nil {
 		return err
 	}
