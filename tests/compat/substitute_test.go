@@ -174,3 +174,31 @@ func TestSubstituteFloating(t *testing.T) {
 	w.same(t, "nix", "path-info", "-f", "g.nix", "floating")
 	w.same(t, "nix", "realisation", "info", "--json", "-f", "g.nix", "floating")
 }
+
+// TestSubstituteFromStores fetches from nix's own programs, over both protocols, as over ssh.
+func TestSubstituteFromStores(t *testing.T) {
+	w := newWorld(t)
+	w.file(t, "g.nix", graph())
+	env := ""
+	for _, e := range w.theirs.env {
+		if !strings.HasPrefix(e, "NIX_REMOTE=") {
+			env += " '" + e + "'"
+		}
+	}
+	for attr, program := range map[string][2]string{"first": {"ssh-ng", "nix-daemon"}, "two": {"ssh", "nix-store"}} {
+		path := w.theirs.run("nix-build", "g.nix", "-A", attr, "--no-out-link")
+		script := filepath.Join(w.root, program[1])
+		if err := os.WriteFile(script, []byte("#!/bin/sh\nexec env -i"+env+" "+program[1]+" \"$@\"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		uri := program[0] + "://localhost?trusted=true&remote-program=" + script
+		o := w.ours.try(nil, "nix-store", "-r", path, "--option", "substituters", uri)
+		if o.code != 0 || !strings.Contains(o.err, "copying path '"+path+"' from '"+program[0]+"://localhost'") {
+			t.Errorf("%s: %d %s%s", uri, o.code, o.out, o.err)
+			continue
+		}
+		w.same(t, "nix-store", "-q", "--hash", path)
+		w.same(t, "nix-store", "-qR", path)
+		w.same(t, "nix-store", "-q", "--deriver", path)
+	}
+}
