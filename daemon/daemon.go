@@ -33,6 +33,8 @@
 // content-addressed, or was built here, or carries a signature by a key that may
 // import. A .drv becomes valid, whoever adds it, only when the outputs that it claims are its own (package disk).
 // Anybody may attach signatures; the list decides which count.
+// What caches offer is taken by the same rule, whoever asks for it (package substitute); which caches those are, and that one needs no
+// signatures, only who may override settings can say.
 //
 // A builder that requires "recursive-nix" has a session of another kind (inside.go), with a table of its own, in which nothing
 // exists but what the build may know.

@@ -2,6 +2,8 @@ package daemon_test
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -131,5 +133,34 @@ func TestEnsurePath(t *testing.T) {
 	}
 	if m, err := c.Missing(ctx, []protocol.Target{{Path: info.Path}}, nil); err != nil || len(m.Substitute) != 0 {
 		t.Errorf("%+v, %v", m, err)
+	}
+}
+
+// TestLogFromCache shows a log that only a cache has.
+func TestLogFromCache(t *testing.T) {
+	r := start(t, nil)
+	drv := r.addText("x", "x")
+	var err error
+	if drv, err = store.DefaultDir.ParsePath(strings.TrimSuffix(drv.String(), "-x") + "-x.drv"); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "log"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "log", drv.Base()), []byte("it was built\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c := r.dial()
+	var log strings.Builder
+	if err := c.FollowLog(context.Background(), drv, &log); err == nil {
+		t.Error("there is a log without caches")
+	}
+	o := &protocol.Options{UseSubstitutes: true, MaxJobs: protocol.Keep, Overrides: map[string]string{"substituters": "file://" + dir}}
+	if err := c.SetOptions(context.Background(), o); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.FollowLog(context.Background(), drv, &log); err != nil || log.String() != "it was built\n" {
+		t.Errorf("%q, %v", log.String(), err)
 	}
 }

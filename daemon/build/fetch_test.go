@@ -155,7 +155,7 @@ func (d *depot) count(part string) (n int) {
 // cached makes a rig whose builder fetches from caches, by URI, and trusts a key.
 func cached(t testing.TB, key archive.SecretKey, uris ...string) *rig {
 	s := settings.Defaults()
-	s.Substituters, s.ConnectTimeout, s.DownloadAttempts = uris, time.Second, 1
+	s.Substituters, s.ConnectTimeout, s.StalledTimeout, s.DownloadAttempts = uris, time.Second, time.Second, 1
 	if !key.IsZero() {
 		s.TrustedPublicKeys = []string{key.Public().String()}
 	}
@@ -420,6 +420,20 @@ func TestBadCaches(t *testing.T) {
 			}
 			return d.server.URL, d
 		}, "is not used for 60 seconds", true},
+		{"stands still", func(t *testing.T) (string, *depot) {
+			d := newDepot(t, key, a, b)
+			d.manners = func(w http.ResponseWriter, r *http.Request) bool {
+				if !strings.HasPrefix(r.URL.Path, "/nar/") {
+					return false
+				}
+				w.Header().Set("Content-Length", fmt.Sprint(len(a.nar)))
+				w.Write(a.nar[:len(a.nar)/2])
+				w.(http.Flusher).Flush()
+				<-r.Context().Done()
+				return true
+			}
+			return d.server.URL, d
+		}, "is not used for 60 seconds", true},
 		{"narinfo of another path", func(t *testing.T) (string, *depot) {
 			d := newDepot(t, key, a, b)
 			d.files["/"+cache.FileName(a.info.Path)] = d.files["/"+cache.FileName(b.info.Path)]
@@ -463,7 +477,6 @@ func TestBadCaches(t *testing.T) {
 			uri, bad := c.make(t)
 			good := newDepot(t, key, a, b)
 			r := cached(t, key, uri+"?priority=1", good.server.URL)
-			r.build.Settings().StalledTimeout = time.Second
 			warned, err := r.fetch(a)
 			if err != nil {
 				t.Fatalf("%v; warned of %q", err, warned)
