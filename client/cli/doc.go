@@ -771,6 +771,7 @@
 //	  --json                       print JSON
 //	  --no-contents                only look whether files and references are there
 //	  --repair                     repair what is wrong, as 'cairn store repair' does
+//	  --sigs-needed N              objects must have N signatures by keys of trusted-public-keys or of the access list, or be addressed by their contents
 //
 // For example:
 //

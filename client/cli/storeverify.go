@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"slices"
 
 	"github.com/spf13/cobra"
 
+	"cairn/archive"
 	"cairn/daemon/protocol"
 	"cairn/store"
+	"cairn/store/disk"
 )
 
 // errCorrupt says that a store is not as its database says.
@@ -16,6 +20,7 @@ var errCorrupt = errors.New("the store has errors")
 
 type storeVerifyOptions struct {
 	all, closure, contents, noContents, repair, dryRun, json bool
+	sigsNeeded                                               int
 }
 
 func newStoreVerifyCmd(env *Env) *cobra.Command {
@@ -41,6 +46,7 @@ What is wrong is listed, and the exit code is 1 if any of it is left.`,
 	f.BoolVar(&o.noContents, "no-contents", false, "only look whether files and references are there")
 	f.BoolVar(&o.repair, "repair", false, "repair what is wrong, as 'cairn store repair' does")
 	f.BoolVar(&o.json, "json", false, "print JSON")
+	f.IntVar(&o.sigsNeeded, "sigs-needed", 0, "objects must have `N` signatures by keys of trusted-public-keys or of the access list, or be addressed by their contents")
 	f.Lookup("contents").Hidden = true
 	cmd.MarkFlagsMutuallyExclusive("contents", "no-contents")
 	return cmd
@@ -88,6 +94,9 @@ func runStoreVerify(ctx context.Context, env *Env, o *storeVerifyOptions, args [
 			}
 		}
 		r, err := s.Check(ctx, req, env.logLines())
+		if err == nil && o.sigsNeeded > 0 {
+			err = findUntrusted(ctx, env, s, o.sigsNeeded, req.Paths, r)
+		}
 		if err != nil {
 			return err
 		}
@@ -97,7 +106,7 @@ func runStoreVerify(ctx context.Context, env *Env, o *storeVerifyOptions, args [
 			printFindings(env, o, r)
 		}
 		if err == nil && r.Left > 0 {
-			err = corrupt(o, r.Left)
+			err = corrupt(o, r)
 		}
 		return err
 	})
@@ -120,12 +129,82 @@ func verifiedPaths(ctx context.Context, env *Env, s *session, closure bool, args
 	return paths, nil
 }
 
-func corrupt(o *storeVerifyOptions, left int) error {
-	err := fmt.Errorf("%w: %s left", errCorrupt, count(left, "problem"))
-	if !o.repair {
-		return hinted(err, "'cairn store repair --dry-run --all' says what can be done about it")
+// untrustedKind is a finding of ours, which the daemon does not look for.
+const untrustedKind = "untrusted"
+
+// findUntrusted adds the objects that have too few signatures to the findings.
+func findUntrusted(ctx context.Context, env *Env, s *session, needed int, paths []store.Path, r *protocol.VerifyResult) error {
+	keys, err := trustedKeys(env, s.layout)
+	if err != nil {
+		return err
 	}
-	return err
+	if paths == nil {
+		if paths, err = s.AllPaths(ctx); err != nil {
+			return err
+		}
+	}
+	for _, p := range paths {
+		info, err := s.Info(ctx, p)
+		if errors.Is(err, store.ErrNotValid) {
+			continue // found before
+		}
+		if err != nil {
+			return err
+		}
+		if !info.CA.IsZero() && info.CheckContentAddress() == nil || signatures(info, keys) >= needed {
+			continue
+		}
+		r.Findings = append(r.Findings, protocol.Finding{Kind: untrustedKind, Path: p.String(), Text: fmt.Sprintf("path '%s' is untrusted", p)})
+		r.Left++
+	}
+	return nil
+}
+
+// signatures counts the keys by which an object is signed.
+func signatures(info *store.Info, keys []archive.PublicKey) (n int) {
+	for _, k := range keys {
+		if _, ok := archive.VerifyInfo(info, []archive.PublicKey{k}); ok {
+			n++
+		}
+	}
+	return n
+}
+
+// trustedKeys returns the keys of trusted-public-keys and those of the access list that may import.
+func trustedKeys(env *Env, layout disk.Layout) ([]archive.PublicKey, error) {
+	set, err := (&engineOptions{}).settings(layout, env.Getenv, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	var keys []archive.PublicKey
+	for _, text := range set.TrustedPublicKeys {
+		k, err := archive.ParsePublicKey(text)
+		if err != nil {
+			return nil, fmt.Errorf("trusted-public-keys: %w", err)
+		}
+		keys = append(keys, k)
+	}
+	acl, err := archive.LoadACL(aclFile(layout))
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range acl.Keys(archive.Import) {
+		if !slices.Contains(keys, k) {
+			keys = append(keys, k)
+		}
+	}
+	return keys, nil
+}
+
+func corrupt(o *storeVerifyOptions, r *protocol.VerifyResult) error {
+	err := fmt.Errorf("%w: %s left", errCorrupt, count(r.Left, "problem"))
+	switch {
+	case o.repair:
+		return err
+	case r.Findings[len(r.Findings)-1].Kind == untrustedKind && r.Findings[0].Kind == untrustedKind:
+		return hinted(err, "'cairn store sign PATH' signs what you have reason to trust")
+	}
+	return hinted(err, "'cairn store repair --dry-run --all' says what can be done about it")
 }
 
 func printFindings(env *Env, o *storeVerifyOptions, r *protocol.VerifyResult) {
