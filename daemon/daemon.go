@@ -44,6 +44,18 @@
 // What a session adds, builds or asks for with AddTempRoot is leased to it until it ends, so that
 // a collection cannot take it before the client has made a root.
 //
+// # Generations of clients
+//
+// All versions from 1.10 on are served, and what each of them sends and gets is in versions_test.go, byte by byte. Realisations have
+// two names: by hash for clients before 2.35, by the derivation's path for those since (realisation.go). Both are
+// recorded as soon as both are known, and what was registered by one is found by the other, except when the derivation was not
+// valid here at any time between, so that nobody could know that the two are the same.
+//
+// # When the store is deleted
+//
+// Whoever removes the directories of the store or of its state wants another store. The next connection waits at the Door while the
+// old server, builder and store are closed, and is served from a new, empty store.
+//
 // # Bounds
 //
 // Connections are limited, in all and per user; one request costs at most protocol.MaxRequest

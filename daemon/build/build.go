@@ -60,8 +60,8 @@
 //
 // # Logs
 //
-// What a builder writes goes to LogDir/drvs/<2 digits>/<rest>.drv.zst while it runs (log.go); FollowLog reads it to the end of
-// the build. Lines that start with "@nix " and JSON are structured messages; they are events, and not in the log.
+// What a builder writes goes to LogDir/drvs/<2 digits>/<rest>.drv while it runs (log.go), where Nix's clients look; when it is
+// complete and long it is packed, as <rest>.drv.bz2. FollowLog reads it to the end of the build. Lines that start with "@nix " and JSON are structured messages; they are events, and not in the log.
 //
 // # Not here
 //
