@@ -15,19 +15,35 @@ import (
 	"strings"
 )
 
-// sourcePackage is what the index of a Debian release says of its newest kernel source.
+// sourcePackage is what the index of a Debian release says of a package with somebody's source.
 type sourcePackage struct {
 	file   string // below the mirror
 	sha256 string
 }
 
-// fetchSource brings the source package into dir. Every file is checked: release by the archive's key, index by the release, package by the index.
+// fetchSource brings the source package into dir.
 func fetchSource(ctx context.Context, dir string) (string, error) {
+	const index = "main/binary-amd64/Packages.xz"
+	packages, err := fetchIndex(ctx, dir, kernelSuite, index)
+	if err != nil {
+		return "", err
+	}
+	source, err := newestSource(packages)
+	if err != nil {
+		return "", fmt.Errorf("read %s: %w", index, err)
+	}
+	deb := filepath.Join(dir, "source.deb")
+	return deb, source.fetch(ctx, deb)
+}
+
+// fetchIndex returns an index of a Debian release, unpacked. Every file is checked: the release by the archive's key, the index by
+// the release, and a package by the index.
+func fetchIndex(ctx context.Context, dir, suite, index string) (string, error) {
 	mirror, err := Mirror("/etc/apt")
 	if err != nil {
 		return "", err
 	}
-	dist := mirror + "/dists/" + kernelSuite
+	dist := mirror + "/dists/" + suite
 	signed := filepath.Join(dir, "InRelease")
 	if _, err := fetch(ctx, dist+"/InRelease", signed); err != nil {
 		return "", err
@@ -36,25 +52,28 @@ func fetchSource(ctx context.Context, dir string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("check %s/InRelease: %w", dist, err)
 	}
-	const index = "main/binary-amd64/Packages.xz"
 	want := regexp.MustCompile(`(?m)^ ([0-9a-f]{64}) +[0-9]+ ` + regexp.QuoteMeta(index) + `$`).FindSubmatch(release)
 	if want == nil {
 		return "", fmt.Errorf("%s/InRelease does not list %s", dist, index)
 	}
-	packed := filepath.Join(dir, "Packages.xz")
+	packed := filepath.Join(dir, "index.xz")
 	if err := fetchChecked(ctx, dist+"/"+index, packed, string(want[1])); err != nil {
 		return "", err
 	}
-	packages, err := exec.CommandContext(ctx, "xz", "-dc", packed).Output()
+	text, err := exec.CommandContext(ctx, "xz", "-dc", packed).Output()
 	if err != nil {
 		return "", fmt.Errorf("unpack %s: %w", packed, err)
 	}
-	source, err := newestSource(string(packages))
+	return string(text), nil
+}
+
+// fetch brings a package into a file.
+func (p sourcePackage) fetch(ctx context.Context, path string) error {
+	mirror, err := Mirror("/etc/apt")
 	if err != nil {
-		return "", fmt.Errorf("read %s/%s: %w", dist, index, err)
+		return err
 	}
-	deb := filepath.Join(dir, "source.deb")
-	return deb, fetchChecked(ctx, mirror+"/"+source.file, deb, source.sha256)
+	return fetchChecked(ctx, mirror+"/"+p.file, path, p.sha256)
 }
 
 // verified returns what Debian's archive key signed in a file.
