@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -154,9 +156,39 @@ func writeJSON(b *bytes.Buffer, v any) {
 		writeString(b, v)
 	case nil:
 		b.WriteString("null")
+	case json.Number:
+		b.WriteString(numberText(v))
 	default:
 		fmt.Fprint(b, v)
 	}
+}
+
+// isFloat reports whether a number is no integer of 64 bits, as it is written.
+func isFloat(n json.Number) bool {
+	if _, err := strconv.ParseInt(n.String(), 10, 64); err == nil {
+		return false
+	}
+	_, err := strconv.ParseUint(n.String(), 10, 64)
+	return err != nil
+}
+
+// numberText writes integers as they are, and other numbers as the library does that Nix writes JSON with: the shortest digits, a
+// fraction always, an exponent when the point would stand before the fourth zero or behind the fifteenth digit.
+func numberText(n json.Number) string {
+	f, err := n.Float64()
+	if !isFloat(n) || err != nil {
+		return n.String()
+	}
+	text := strconv.FormatFloat(f, 'e', -1, 64)
+	_, exponent, _ := strings.Cut(text, "e")
+	if at, err := strconv.Atoi(exponent); err != nil || at+1 <= -4 || at+1 > 15 {
+		return text
+	}
+	text = strconv.FormatFloat(f, 'f', -1, 64)
+	if !strings.Contains(text, ".") {
+		text += ".0"
+	}
+	return text
 }
 
 func writeString(b *bytes.Buffer, s string) {
@@ -208,7 +240,13 @@ func shellScalar(v any) (string, bool) {
 	case string:
 		return "'" + strings.ReplaceAll(v, "'", `'\''`) + "'", true
 	case json.Number:
-		return v.String(), !strings.ContainsAny(v.String(), ".eE")
+		if !isFloat(v) {
+			return v.String(), true
+		}
+		// What has no fraction, with the precision of 32 bits, counts as an integer.
+		f, err := v.Float64()
+		whole := float64(float32(f)) == math.Ceil(float64(float32(f)))
+		return strconv.FormatFloat(math.Trunc(f), 'f', 0, 64), err == nil && whole
 	case bool:
 		if v {
 			return "1", true

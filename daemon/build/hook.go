@@ -2,6 +2,7 @@ package build
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -158,7 +159,7 @@ func configText(s *settings.Settings) string {
 	return b.String()
 }
 
-// diffHook lets the administrator's program look at two results of one build, as the build's user.
+// diffHook lets the administrator's program look at two results of one build, as the build's user, or as nobody if it had none.
 // It decides nothing: what goes wrong is a line of the log.
 func (a *attempt) diffHook(ctx context.Context, first, second string) {
 	set := a.b.settings
@@ -168,7 +169,7 @@ func (a *attempt) diffHook(ctx context.Context, first, second string) {
 		defer stop()
 	}
 	h := &hook{
-		program: set.DiffHook, dir: "/", uid: a.uid, env: os.Environ(),
+		program: set.DiffHook, dir: "/", uid: cmp.Or(a.uid, nobody), env: os.Environ(),
 		args: []string{first, second, a.key.drv.String(), a.dir("build")},
 		line: a.log.note,
 	}

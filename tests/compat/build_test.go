@@ -64,7 +64,7 @@ in rec {
       echo dev > $dev
       { for f in .attrs.json .attrs.sh; do echo "== $f"; while IFS= read -r l || [ -n "$l" ]; do printf '%s\n' "$l"; done < $f; done; echo ==; export; } > $out
     '' ];
-    str = "it's a \"string\" with \\ and \$x\ttab\nnewline é 😀"; int = -12; big = 2000000000; float = 1.5; whole = 2.0; yes = true; no = false; nothing = null;
+    str = "it's a \"string\" with \\ and \$x\ttab\nnewline é 😀"; int = -12; big = 2000000000; float = 1.5; floats = [ 0.1 1.0e20 1.0e-7 123456.789 100000.0 1.0e6 12345678.0 0.30000000000000004 0.0001 0.00001 1.0e15 1.0e16 ]; million = 1.0e6; minus = -2.0e6; flat = [ 1.0e6 "x" ]; half = { a = 0.5; }; whole = 2.0; yes = true; no = false; nothing = null;
     list = [ 1 "two" true null "x y" ]; empty = [ ]; nested = [ [ 1 ] [ 2 ] ]; set = { a = 1; "b c" = "it's"; d = false; }; emptySet = { }; deep = { a = { b = 1; }; };
     "not-a-name" = 1; _ok9 = "x"; path = low;
     exportReferencesGraph = { closure = [ high low ]; };
