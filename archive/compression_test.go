@@ -63,10 +63,10 @@ func pack(tb testing.TB, command string, data []byte) []byte {
 // samples are contents of several kinds, small and large.
 func samples() map[string][]byte {
 	r := rand.NewChaCha8([32]byte{1})
-	noise := make([]byte, 100_000)
+	noise := make([]byte, 60_000)
 	r.Read(noise)
 	words := []byte{}
-	for len(words) < 150_000 {
+	for len(words) < 60_000 {
 		n := r.Uint64()
 		words = append(words, noise[n%1000:][:n%61]...)
 		words = append(words, "\x00\x00\x00\x00"[:n>>32%4]...)
@@ -139,7 +139,7 @@ func TestUnpackNoticesDamage(t *testing.T) {
 		}
 		t.Run(p.name, func(t *testing.T) {
 			packed := pack(t, p.command, data)
-			for at := 0; at < len(packed); at += 1 + len(packed)/17 {
+			for at := 0; at < len(packed); at += 1 + len(packed)/11 {
 				bad := bytes.Clone(packed)
 				bad[at] ^= 0x10
 				// Damage need not be noticed, the formats differ in that; it must end well.

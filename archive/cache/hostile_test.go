@@ -78,7 +78,7 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 func TestHostileArchives(t *testing.T) {
 	good := newObject(t, "good", noise(200_000), archive.Zstd)
-	bomb := newObject(t, "bomb", make([]byte, 512<<20), archive.Zstd)
+	bomb := newObject(t, "bomb", make([]byte, 96<<20), archive.Zstd)
 	change := func(fn func(n *cache.NarInfo)) *cache.NarInfo {
 		n := *good.NarInfo
 		fn(&n)
