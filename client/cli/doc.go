@@ -301,7 +301,7 @@
 // the access list, those marked "daemon" nobody.
 //
 //	cairn config show [--changed] [--json] [--option NAME=VALUE] [NAME…] [flags]
-//	  --changed                    only those that are not at their defaults
+//	  --changed                    only those that something sets
 //	  --json                       print JSON
 //	  --option NAME=VALUE          a setting as the daemon's command line has it, NAME=VALUE; may be given more than once
 //

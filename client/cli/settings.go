@@ -41,7 +41,7 @@ the access list, those marked "daemon" nobody.`,
 		RunE: func(_ *cobra.Command, args []string) error { return runConfigShow(env, o, args) },
 	}
 	f := cmd.Flags()
-	f.BoolVar(&o.changed, "changed", false, "only those that are not at their defaults")
+	f.BoolVar(&o.changed, "changed", false, "only those that something sets")
 	f.BoolVar(&o.json, "json", false, "print JSON")
 	f.StringArrayVar(&o.options, "option", nil, "a setting as the daemon's command line has it, `NAME=VALUE`; may be given more than once")
 	return cmd
@@ -74,10 +74,14 @@ func runConfigShow(env *Env, o *configShowOptions, args []string) error {
 	list := []shownSetting{}
 	defaults := settings.Defaults()
 	for _, s := range wanted {
-		shown := shownSetting{s.Name, s.Text(set), cmp.Or(from[s.Name], "default"), s.Text(defaults), s.Rights, s.Aliases, s.Doc}
-		if !o.changed || shown.Value != shown.Default {
-			list = append(list, shown)
+		shown := shownSetting{s.Name, s.Text(set), from[s.Name], s.Text(defaults), s.Rights, s.Aliases, s.Doc}
+		if shown.From == "" {
+			if o.changed {
+				continue
+			}
+			shown.From, shown.Default = "default", shown.Value // which may be of this layout
 		}
+		list = append(list, shown)
 	}
 	switch {
 	case o.json:
