@@ -248,38 +248,46 @@ func (g *graph) keep(n *node) {
 // walk returns the objects reachable from the given ones, those without further steps first:
 // with refs as steps, references come first. The caller holds mu, or steps are immutable.
 func walk(nodes []*node, from []*node, steps func(*node) []uint32) []*node {
-	seen := make([]uint64, (len(nodes)+63)/64)
-	visit := func(n *node) bool {
-		bit := uint64(1) << (n.id % 64)
-		if seen[n.id/64]&bit != 0 {
-			return false
-		}
-		seen[n.id/64] |= bit
-		return true
+	seen := NewSet(len(nodes))
+	enter := func(id uint32) bool { return int(id) < len(nodes) && nodes[id] != nil && seen.Add(id) }
+	ids := make([]uint32, len(from))
+	for i, n := range from {
+		ids[i] = n.id
 	}
+	order := PostOrder(ids, enter, func(id uint32) []uint32 { return steps(nodes[id]) })
+	found := make([]*node, len(order))
+	for i, id := range order {
+		found[i] = nodes[id]
+	}
+	return found
+}
+
+// PostOrder walks depth first from the given numbers and returns those that it entered, each after all that its steps lead
+// to. enter says whether a number is to be entered, and must do so only once for each.
+func PostOrder(from []uint32, enter func(uint32) bool, steps func(uint32) []uint32) []uint32 {
 	type frame struct {
-		n    *node
-		next int
+		id   uint32
+		left []uint32 // steps not taken yet
 	}
-	var order []*node
+	order := make([]uint32, 0, len(from))
 	var stack []frame
-	for _, n := range from {
-		if visit(n) {
-			stack = append(stack, frame{n: n})
+	visit := func(id uint32) {
+		if enter(id) {
+			stack = append(stack, frame{id, steps(id)})
 		}
+	}
+	for _, id := range from {
+		visit(id)
 		for len(stack) > 0 {
 			top := &stack[len(stack)-1]
-			s := steps(top.n)
-			if top.next == len(s) {
-				order = append(order, top.n)
+			if len(top.left) == 0 {
+				order = append(order, top.id)
 				stack = stack[:len(stack)-1]
 				continue
 			}
-			id := s[top.next]
-			top.next++
-			if int(id) < len(nodes) && nodes[id] != nil && visit(nodes[id]) {
-				stack = append(stack, frame{n: nodes[id]})
-			}
+			next := top.left[0]
+			top.left = top.left[1:]
+			visit(next)
 		}
 	}
 	return order

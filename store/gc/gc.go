@@ -32,6 +32,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"cairn/store"
@@ -238,39 +239,13 @@ func (c *collection) dead() []uint32 {
 // referrersFirst orders the objects reachable from ids so that none comes before one that refers to it:
 // the reverse of a depth-first post-order.
 func referrersFirst(ids []uint32, n int, refs func(uint32) []uint32) []uint32 {
-	type frame struct {
-		id   uint32
-		next int
-	}
 	seen := disk.NewSet(n)
 	wanted := disk.NewSet(n)
 	for _, id := range ids {
 		wanted.Add(id)
 	}
-	order := make([]uint32, 0, len(ids))
-	var stack []frame
-	for _, id := range ids {
-		if seen.Add(id) {
-			stack = append(stack, frame{id: id})
-		}
-		for len(stack) > 0 {
-			top := &stack[len(stack)-1]
-			r := refs(top.id)
-			if top.next == len(r) {
-				order = append(order, top.id)
-				stack = stack[:len(stack)-1]
-				continue
-			}
-			next := r[top.next]
-			top.next++
-			if wanted.Has(next) && seen.Add(next) {
-				stack = append(stack, frame{id: next})
-			}
-		}
-	}
-	for i, j := 0, len(order)-1; i < j; i, j = i+1, j-1 {
-		order[i], order[j] = order[j], order[i]
-	}
+	order := disk.PostOrder(ids, func(id uint32) bool { return wanted.Has(id) && seen.Add(id) }, refs)
+	slices.Reverse(order)
 	return order
 }
 
