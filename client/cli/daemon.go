@@ -38,12 +38,17 @@ func newDaemonCmd(env *Env) *cobra.Command {
 		GroupID: "service",
 		Short:   "Own the store and serve it to clients",
 		Long: `Own the store and serve it: to our own commands and to Nix's programs, which find
-the socket through NIX_DAEMON_SOCKET_PATH or NIX_REMOTE. Who asks is known from the
-socket, and the access list says what they may do ('cairn acl --help').
+the socket through NIX_DAEMON_SOCKET_PATH or NIX_REMOTE. Nix's programs go around any
+daemon when they may write the store's state, as root may: set NIX_REMOTE=daemon for
+them. Who asks is known from the socket, and the access list says what they may do
+('cairn acl --help').
 
 Settings are Nix's: nix.conf in the configuration directory (NIX_CONF_DIR), the user's
 files, NIX_CONFIG, and the options of this command, which come last. 'cairn config show'
 lists them all, with where each value comes from.
+
+When the directories of the store or of its state are deleted while it runs, the
+next client finds an empty store.
 
 With SIGTERM it takes no new connections, lets requests finish for up to two
 minutes, and exits. Under systemd it says when it is ready.
