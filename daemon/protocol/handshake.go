@@ -43,6 +43,15 @@ type Server struct {
 	Trust    Trust
 }
 
+// Guix forked the protocol at 1.15 and counts its own minors from 0x60 on; 1.5 says 0x164. Its client sees from our number that
+// it does not talk to its own daemon, and keeps to what the fork had. What a server would have to do beside to be
+// its daemon: announce 0x164 to it alone (its magic is Nix's, so a setting must say so), then SetOptions without jobs, silence
+// and cores, which come by name, and operations 80 (names of built-in builders) and 81 (substitute URLs).
+const (
+	guixOldest = Version(1<<8 | 0x60)
+	guixSpeaks = Version(1<<8 | 15)
+)
+
 // Handshake does the server's part up to but not including the message Last,
 // with which the caller accepts the session, or Error, with which it refuses it.
 //
@@ -72,6 +81,9 @@ func (s Server) Handshake(r *wire.Reader, w *wire.Writer) (Format, error) {
 	}
 	if peer>>8 != f.Version>>8 || peer < Oldest {
 		return f, fmt.Errorf("client speaks protocol %s, served is %s to %s", peer, Oldest, f.Version)
+	}
+	if peer >= guixOldest {
+		peer = guixSpeaks
 	}
 	f.Version = min(f.Version, peer)
 	if f.Version >= Minor(38) {
