@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"cairn/archive"
+	"cairn/archive/cache"
 	"cairn/daemon/protocol"
 	"cairn/derivation/eval"
 	"cairn/services/activate"
@@ -133,6 +134,7 @@ var hintTable = []struct {
 	{is(archive.ErrUnauthorized), "nothing was imported; when the key is the one you expect: cairn acl allow KEY-FILE (the sender's /etc/cairn/signing-key.pub)"},
 	{is(protocol.ErrNotAllowed), "'cairn acl mine' says what you may do; root can add to it: cairn acl allow user:NAME VERB"},
 	{is(archive.ErrCorrupt), "nothing of it was kept; make it again with 'cairn archive --export', or copy it again"},
+	{is(cache.ErrReadOnly), "a web server has to take PUT; on the machine that holds its files, push to the folder: file:///FOLDER"},
 	{isDiskFull, "'cairn gc' deletes what nothing needs, 'cairn gc --dry-run' only lists it; nothing half done was kept"},
 	{is(activate.ErrNoSystemd), "a switch needs a host whose first process is systemd; 'cairn system build' and 'cairn deploy' work without"},
 	{is(profile.ErrNoGeneration), "'cairn system list-generations' lists what there is"},
