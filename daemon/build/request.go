@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"cairn/daemon/protocol"
@@ -39,11 +40,15 @@ func (b *Builder) search(w *watch) *substitute.Search {
 	return b.caches.Search(substitute.Watch{Warn: w.warn, Asking: w.asking})
 }
 
-// run plans, and builds and fetches what is planned. When an object could not be fetched after all it plans again: another cache
-// may have it, or it can be built. What runs already goes on meanwhile.
+// run plans, and builds and fetches what is planned. When an object could not be fetched after all it plans again for the targets that
+// need it: another cache may have it, or it can be built. What runs already goes on meanwhile.
 func (q *request) run(ctx context.Context) ([]*protocol.BuildResult, error) {
 	var held map[jobKey]*job
-	defer func() { q.b.release(held) }()
+	all, over := q.targets, outcome{jobs: map[jobKey]*job{}, nodes: map[store.Path]*node{}}
+	defer func() {
+		q.b.release(held)
+		q.b.release(over.jobs)
+	}()
 	for range maxPlans {
 		p, err := q.plan(ctx)
 		if err != nil {
@@ -62,10 +67,42 @@ func (q *request) run(ctx context.Context) ([]*protocol.BuildResult, error) {
 			return nil, err
 		}
 		if !q.refuse(jobs) {
-			return q.b.results(ctx, q.f, p, q.targets, jobs)
+			maps.Copy(jobs, over.jobs)
+			maps.Copy(p.known, over.nodes)
+			return q.b.results(ctx, q.f, p, all, jobs)
 		}
+		q.settle(p, jobs, &over)
 	}
 	return nil, errors.New("build: caches offer again and again what they do not have")
+}
+
+// outcome is what has come of targets that need no other plan. It counts as a waiter of the jobs, so that what they made is kept.
+type outcome struct {
+	jobs  map[jobKey]*job
+	nodes map[store.Path]*node
+}
+
+// settle takes targets whose jobs have ended, well or for a reason of their own, out of the request.
+func (q *request) settle(p *plan, jobs map[jobKey]*job, over *outcome) {
+	q.b.mu.Lock()
+	defer q.b.mu.Unlock()
+	var rest []protocol.Target
+	for _, t := range q.targets {
+		key := keyOf(t)
+		j := jobs[key]
+		if j == nil || !j.ended || j.badOfferLocked() != nil {
+			rest = append(rest, t)
+			continue
+		}
+		if over.jobs[key] == nil {
+			j.waiters++
+			over.jobs[key] = j
+		}
+		if n := p.known[t.Path]; n != nil {
+			over.nodes[t.Path] = n
+		}
+	}
+	q.targets = rest
 }
 
 // lookAhead is how many rounds of planning ask one step after the other. After that each asks for twice as much as the one before: a deep
@@ -146,11 +183,15 @@ type lackError struct{ text string }
 func (e *lackError) Error() string        { return e.text }
 func (e *lackError) Is(target error) bool { return target == store.ErrNotValid }
 
-// refuse drops the offers that jobs have failed for, and reports whether there were any: then there may be another way.
+// refuse drops the offers that jobs have failed for, and reports whether another plan may do better: not when a build has failed and
+// nobody wants to keep going.
 func (q *request) refuse(jobs map[jobKey]*job) bool {
 	again := false
 	for _, j := range jobs {
-		bad := j.badOffer()
+		bad, failed := j.verdict()
+		if failed && bad == nil && !q.b.settings.KeepGoing {
+			return false
+		}
 		if bad == nil {
 			continue
 		}
@@ -163,15 +204,20 @@ func (q *request) refuse(jobs map[jobKey]*job) bool {
 	return again
 }
 
-// badOffer returns the failure of a cache that a job has failed for, or nil.
-func (j *job) badOffer() *substitute.OfferError {
-	select {
-	case <-j.done:
-	default:
-		return nil
+// verdict says whether a job has failed, and for which failure of a cache, if it was one.
+func (j *job) verdict() (bad *substitute.OfferError, failed bool) {
+	j.b.mu.Lock()
+	defer j.b.mu.Unlock()
+	if !j.ended || j.result.Status.OK() {
+		return nil, false
 	}
-	if first := j.firstFailure(); first != nil {
-		j = first
+	return j.badOfferLocked(), true
+}
+
+// badOfferLocked returns the failure of a cache that a job has failed for, or nil. The caller holds core.mu.
+func (j *job) badOfferLocked() *substitute.OfferError {
+	for j.broken != nil {
+		j = j.broken
 	}
 	return j.bad
 }
