@@ -53,7 +53,7 @@ func readRealisation(d *protocol.Decoder) realisation {
 	return realisation{r: r}
 }
 
-// registerDrvOutput records under both names, by hash and by path, as far as the other one is known. It believes trusted peers and keys that may import.
+// registerDrvOutput records under both names, by hash and by path, as far as the other one is known. It believes peers and keys that may import.
 func (x *session) registerDrvOutput(ctx context.Context, q realisation) (reply, error) {
 	r := q.r
 	if q.byPath {

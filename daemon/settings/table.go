@@ -31,7 +31,7 @@ var table = []Setting{
 	{"keep-failed", nil, Anyone, "false", "leave the directory of a failed build", func(s *Settings) value { return (*flag)(&s.KeepFailed) }},
 	{"keep-going", nil, Anyone, "false", "build what can be built after a failure", func(s *Settings) value { return (*flag)(&s.KeepGoing) }},
 	{"keep-outputs", []string{"gc-keep-outputs"}, Trusted, "false", "live derivations keep their outputs", func(s *Settings) value { return (*flag)(&s.KeepOutputs) }},
-	{"max-build-log-size", []string{"build-max-log-size"}, Anyone, "0", "bytes of log of one build; 0: no limit", func(s *Settings) value { return (*size)(&s.MaxLog) }},
+	{"max-build-log-size", []string{"build-max-log-size"}, Trusted, "0", "bytes of log of one build; 0: no limit", func(s *Settings) value { return (*size)(&s.MaxLog) }},
 	{"max-jobs", []string{"build-max-jobs"}, Trusted, "auto", "builds at a time; auto: one per processor", func(s *Settings) value { return (*jobs)(&s.MaxJobs) }},
 	{"max-silent-time", []string{"build-max-silent-time"}, Anyone, "0", "seconds without output; 0: no limit", func(s *Settings) value { return (*seconds)(&s.MaxSilent) }},
 	{"max-substitution-jobs", []string{"substitution-max-jobs"}, Trusted, "16", "downloads at a time", func(s *Settings) value { return (*count)(&s.MaxSubstitutions) }},

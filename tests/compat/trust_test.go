@@ -138,7 +138,7 @@ func TestRestrictedSettings(t *testing.T) {
 		for _, o := range [][]string{
 			{"sandbox-paths", "/etc/shadow"}, {"post-build-hook", "/bin/evil"}, {"trusted-public-keys", "x"}, {"require-sigs", "false"}, {"secret-key-files", "/etc/passwd"},
 			{"builders", "ssh://evil"}, {"builders", ""}, {"substituters", "file:///evil"}, {"extra-substituters", "file:///evil"},
-			{"trusted-users", "nobody"}, {"allowed-users", "x"}, {"build-users-group", "x"}, {"system-features", "kvm"}, {"extra-platforms", "vax-vms"}, {"keep-outputs", "true"}, {"sandbox", "false"},
+			{"trusted-users", "nobody"}, {"allowed-users", "x"}, {"build-users-group", "x"}, {"system-features", "kvm"}, {"extra-platforms", "vax-vms"}, {"keep-outputs", "true"}, {"sandbox", "false"}, {"max-build-log-size", "0"},
 			{"connect-timeout", "1"}, {"build-timeout", "9"}, {"max-silent-time", "70"}, {"cores", "1"}, {"max-jobs", "1"},
 		} {
 			theirs, ours := w.judged(t, nil, true, "nix-store", "--option", "substitute", "false", "--option", o[0], o[1], "--add", "g.nix")
