@@ -190,8 +190,8 @@ func TestFailures(t *testing.T) {
 	}{
 		{"exit code", drv{script: "echo one; echo two >&2; exit 3"}, protocol.PermanentFailure, "builder for '@' failed with exit code 3;\nlast 2 log lines:\n> one\n> two\n"},
 		{"signal", drv{script: "kill -9 $$"}, protocol.PermanentFailure, "builder for '@' failed due to signal 9 (Killed)"},
-		{"no output", drv{script: "true"}, protocol.PermanentFailure, "failed to produce output path for output 'out'"},
-		{"one of two outputs", drv{outputs: []string{"out", "dev"}, script: "touch $out"}, protocol.PermanentFailure, "failed to produce output path for output 'dev'"},
+		{"no output", drv{script: "true"}, protocol.OutputRejected, "failed to produce output path for output 'out'"},
+		{"one of two outputs", drv{outputs: []string{"out", "dev"}, script: "touch $out"}, protocol.OutputRejected, "failed to produce output path for output 'dev'"},
 		{"dependency", drv{script: "cat @bad@ > $out", inputs: map[string]store.Path{"bad": bad}}, protocol.DependencyFailed, "bad.drv' failed: builder for"},
 		{"hash mismatch", drv{script: "echo other > $out", hash: "sha256-WJG1tSLV3whtD/CxEPvZ0hu0/HFjrzTQgoai6Eb2vgM=", method: store.Flat}, protocol.OutputRejected,
 			"hash mismatch in fixed-output derivation '@':\n  specified: sha256-WJG1tSLV3whtD/CxEPvZ0hu0/HFjrzTQgoai6Eb2vgM=\n     got:    sha256-fk+i64x6wIlznV3vxEifrWihANkggso1xrQKRSSCH4c="},

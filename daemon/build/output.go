@@ -69,7 +69,7 @@ func (a *attempt) readOutputs(ctx context.Context) ([]disk.Output, error) {
 func (a *attempt) admit(o *output) error {
 	fi, err := os.Lstat(o.tree)
 	if errors.Is(err, os.ErrNotExist) {
-		return failure(protocol.PermanentFailure, "builder for '%s' failed to produce output path for output '%s' at '%s'", a.key.drv, o.name, o.path)
+		return failure(protocol.OutputRejected, "builder for '%s' failed to produce output path for output '%s' at '%s'", a.key.drv, o.name, o.path)
 	}
 	if err != nil {
 		return err

@@ -370,7 +370,6 @@ func (a *attempt) run(ctx context.Context, r *protocol.BuildResult) (map[string]
 	if err := a.execute(ctx, r); err != nil {
 		return nil, err
 	}
-	r.TimesBuilt = 1
 	paths, err := a.finish(ctx, r)
 	if status := statusOf(err); a.b.settings.KeepFailed && (status == protocol.OutputRejected || status == protocol.NotDeterministic) {
 		a.keep()
@@ -454,6 +453,9 @@ func (a *attempt) execute(ctx context.Context, r *protocol.BuildResult) error {
 	}
 	if err != nil && set.KeepFailed && a.machine == nil {
 		a.keep()
+	}
+	if ctx.Err() == nil {
+		r.TimesBuilt = 1 // not that of a builder that was ended
 	}
 	return a.explain(ctx, err)
 }

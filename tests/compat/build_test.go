@@ -18,9 +18,12 @@ import (
 	"testing"
 	"time"
 
+	"cairn/client"
 	"cairn/daemon"
 	"cairn/daemon/build"
+	"cairn/daemon/protocol"
 	"cairn/daemon/settings"
+	"cairn/store"
 )
 
 // likeOurs has nix build as we always do: in a sandbox with a static shell.
@@ -706,5 +709,75 @@ func testFetchURL(t *testing.T, w *world) {
 	a, b := w.build("-E", `import <nix/fetchurl.nix> { url = "`+server.URL+`/gone"; sha256 = "`+flat+`"; name = "mirrored"; }`, "--option", "hashed-mirrors", server.URL+"/mirror")
 	if _, ok := asked.Load("/gone"); a.code != 0 || b.code != 0 || a.out != b.out || ok {
 		t.Errorf("mirror: nix: %d %s cairn: %d %s", a.code, a.err, b.code, b.err)
+	}
+}
+
+// TestBuildResults compares the results of builds as they come over the wire from the two daemons.
+func TestBuildResults(t *testing.T) {
+	w := newWorld(t)
+	w.file(t, "r.nix", `let sh = name: script: extra: derivation ({ inherit name; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" script ]; } // extra);
+in rec {
+  good = sh "good" "echo good > $out; echo dev > $dev" { outputs = [ "out" "dev" ]; };
+  code = sh "code" "exit 3" { };
+  none = sh "none" "true" { };
+  hash = sh "hash" "echo hi > $out" { outputHashMode = "flat"; outputHashAlgo = "sha256"; outputHash = "0000000000000000000000000000000000000000000000000000"; };
+  fixedCode = sh "fixed-code" "exit 4" { outputHashMode = "flat"; outputHashAlgo = "sha256"; outputHash = "0000000000000000000000000000000000000000000000000000"; };
+  refs = sh "refs" "echo ${good} > $out" { allowedReferences = [ ]; };
+  slow = sh "slow" "read x < /dev/zero" { };
+  random = sh "random" "read x < /proc/uptime; echo $x > $out" { };
+  needs = sh "needs" "echo ${code} > $out" { };
+  needsNeeds = sh "needs-needs" "echo ${needs} > $out" { };
+  floating = sh "floating" "echo floating > $out" { __contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256"; };
+}`)
+	type result struct {
+		status  protocol.Status
+		times   uint64
+		outputs string
+	}
+	ask := func(s *side, attr string, mode client.Mode, timeout string) (result, string) {
+		t.Helper()
+		d := s.run("nix-instantiate", "r.nix", "-A", attr)
+		p, err := store.Dir(w.theirs.dir).ParsePath(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := client.Dial(t.Context(), s.conn, &client.Options{Dir: store.Dir(w.theirs.dir)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		o := &protocol.Options{MaxJobs: 2, UseSubstitutes: true, Overrides: map[string]string{"sandbox": "true", "sandbox-paths": "/bin/sh=/usr/bin/busybox", "timeout": timeout}}
+		if err := c.SetOptions(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+		list, err := c.Build(t.Context(), []protocol.Target{{Path: p, Outputs: protocol.All()}}, mode, nil)
+		if err != nil {
+			t.Fatalf("%s: %s: %v", s.name, attr, err)
+		}
+		r := list[0]
+		var outs []string
+		for name, o := range r.Outputs {
+			outs = append(outs, name+"="+o.OutPath.String())
+		}
+		slices.Sort(outs)
+		if r.Status == protocol.Built && (r.Start == 0 || r.Stop < r.Start) {
+			t.Errorf("%s: %s: started %d, stopped %d", s.name, attr, r.Start, r.Stop)
+		}
+		return result{r.Status, r.TimesBuilt, strings.Join(outs, " ")}, r.Error
+	}
+	for _, c := range []struct {
+		attr    string
+		mode    client.Mode
+		timeout string
+	}{
+		{"good", client.Normal, "0"}, {"good", client.Normal, "0"}, {"good", client.Check, "0"}, {"code", client.Normal, "0"}, {"none", client.Normal, "0"},
+		{"hash", client.Normal, "0"}, {"fixedCode", client.Normal, "0"}, {"refs", client.Normal, "0"}, {"slow", client.Normal, "1"}, {"random", client.Normal, "0"}, {"random", client.Check, "0"},
+		{"needs", client.Normal, "0"}, {"needsNeeds", client.Normal, "0"}, {"floating", client.Normal, "0"}, {"floating", client.Normal, "0"},
+	} {
+		a, x := ask(w.theirs, c.attr, c.mode, c.timeout)
+		b, y := ask(w.ours, c.attr, c.mode, c.timeout)
+		if a != b {
+			t.Errorf("%s, mode %d\nnix:   %+v %s\ncairn: %+v %s", c.attr, c.mode, a, x, b, y)
+		}
 	}
 }
