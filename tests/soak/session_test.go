@@ -213,6 +213,9 @@ var operations = []struct {
 	{protocol.OpQueryValidPaths, (*script).validPaths},
 	{protocol.OpQuerySubstitutablePaths, func(s *script) { s.e.Paths(s.paths()) }},
 	{protocol.OpQueryValidDerivers, (*script).sendPath},
+	{protocol.OpOptimiseStore, func(*script) {}},
+	{protocol.OpOptimise, func(*script) {}},
+	{protocol.OpVerify, func(s *script) { s.e.Text(`{"contents":false}`) }},
 	{protocol.OpVerifyStore, func(s *script) { s.e.Bool(s.IntN(50) == 0); s.e.Bool(false) }},
 	{protocol.OpBuildDerivation, func(s *script) {
 		d := s.recipe()
@@ -299,7 +302,7 @@ func (s *script) build() {
 func (s *script) options() {
 	s.e.Options(&protocol.Options{
 		KeepGoing: s.IntN(2) == 0, MaxJobs: uint64(s.IntN(4)), VerboseBuild: s.IntN(2) == 0, UseSubstitutes: true, MaxSilent: 20,
-		Overrides: map[string]string{"timeout": fmt.Sprint(s.IntN(100)), "cores": "x", "substituters": "http://127.0.0.1:1/", "unknown": "?"},
+		Overrides: map[string]string{"timeout": fmt.Sprint(s.IntN(100)), "cores": "x", "substituters": "file:///nowhere", "unknown": "?"},
 	})
 }
 
