@@ -49,6 +49,9 @@ func (b *buildProgress) started(m *protocol.Message) {
 	switch m.Activity {
 	case protocol.ActBuild:
 		title = "building " + who
+		if machine := fieldText(m.Fields, 1); machine != "" {
+			title += " on " + machine
+		}
 	case protocol.ActCopyPath:
 		title = "fetching " + who + " from " + fieldText(m.Fields, 1)
 	default:

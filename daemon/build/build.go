@@ -148,7 +148,7 @@ func New(s *disk.Store, opts *Options) *Builder {
 		b.opts.SandboxPaths = DefaultSandboxPaths()
 	}
 	b.shell = &hostPaths{want: b.opts.SandboxPaths}
-	b.core = &core{jobs: map[jobKey]*job{}, slots: map[uint32]bool{}, places: make(chan struct{}, b.opts.MaxJobs)}
+	b.core = &core{jobs: map[jobKey]*job{}, queues: map[string]*queue{}, slots: map[uint32]bool{}, places: make(chan struct{}, b.opts.MaxJobs)}
 	b.downloads = make(chan struct{}, cmp.Or(b.settings.MaxSubstitutions, b.settings.HTTPConnections, 1))
 	b.life, b.die = context.WithCancelCause(context.Background())
 	b.pool = substitute.NewPool(s, &substitute.Options{ACL: b.opts.ACL, SSHOptions: b.opts.SSHOptions, Logger: b.opts.Logger})

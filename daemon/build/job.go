@@ -22,13 +22,14 @@ var (
 
 // core is what all views of a Builder share.
 //
-// mu guards jobs, slots, closed and every job's fields below its line. It is held for moments, never while anything is waited for;
+// mu guards jobs, slots, queues, closed and every job's fields below its line. It is held for moments, never while anything is waited for;
 // a watch's lock is taken under it.
 type core struct {
 	mu        sync.Mutex
 	jobs      map[jobKey]*job
 	closed    bool
 	places    chan struct{} // a token for each running build
+	queues    map[string]*queue
 	downloads chan struct{} // a token for each running download
 	serial    uint64
 	slots     map[uint32]bool

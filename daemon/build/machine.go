@@ -128,19 +128,32 @@ func (j *job) perform(ctx context.Context, r *protocol.BuildResult) (map[string]
 // where takes a place for the job. Without a machine it is one here.
 func (j *job) where(ctx context.Context, failed map[string]error) (Machine, func(), error) {
 	here := j.b.here(j.key.drv, j.drv)
-	if here == nil && (j.b.opts.Machines == nil || j.kind == derivation.Impure || j.key.mode != Normal || prefersHere(j.drv)) {
+	away := j.b.opts.Machines != nil && j.kind != derivation.Impure && j.key.mode == Normal
+	switch {
+	case here == nil && (!away || prefersHere(j.drv)):
 		release, err := j.b.place(ctx)
 		return nil, release, err
-	}
-	if j.b.opts.Machines == nil || j.key.mode != Normal {
+	case !away:
 		return nil, nil, failure(protocol.InputRejected, "%s", nowhere(j, here, nil))
-	}
-	places := j.b.places
-	if here != nil {
-		places = nil
 	}
 	req := &Request{
 		Drv: j.key.drv, System: j.drv.System, Native: j.b.systems()[0], Features: requiredFeatures(j.drv), Settings: j.b.settings, Here: here == nil, Failed: failed,
+	}
+	if len(failed) == 0 {
+		leave, err := j.b.queue(ctx, req)
+		if err != nil {
+			return nil, nil, err
+		}
+		defer leave()
+	}
+	return j.search(ctx, req, here)
+}
+
+// search waits for a place on whatever machine has one first.
+func (j *job) search(ctx context.Context, req *Request, here error) (Machine, func(), error) {
+	places := j.b.places
+	if here != nil {
+		places = nil
 	}
 	for {
 		offer := j.b.opts.Machines.Offer(req)
@@ -157,6 +170,39 @@ func (j *job) where(ctx context.Context, failed map[string]error) (Machine, func
 		case <-ctx.Done():
 			return nil, nil, context.Cause(ctx)
 		}
+	}
+}
+
+// queue is where requests of one kind wait for the first of them to find a place: of a thousand, one asks.
+type queue struct {
+	head  chan struct{} // a token for the first
+	users int           // guarded by core.mu
+}
+
+// queue waits until a request is the first of its kind, which ends when leave is called.
+func (c *core) queue(ctx context.Context, r *Request) (leave func(), err error) {
+	key := strings.Join([]string{r.System, r.Native, strings.Join(r.Features, ","), fmt.Sprint(r.Here), r.Settings.Builders}, "\x00")
+	c.mu.Lock()
+	q := c.queues[key]
+	if q == nil {
+		q = &queue{head: make(chan struct{}, 1)}
+		c.queues[key] = q
+	}
+	q.users++
+	c.mu.Unlock()
+	forget := func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if q.users--; q.users == 0 {
+			delete(c.queues, key)
+		}
+	}
+	select {
+	case q.head <- struct{}{}:
+		return func() { <-q.head; forget() }, nil
+	case <-ctx.Done():
+		forget()
+		return nil, context.Cause(ctx)
 	}
 }
 
