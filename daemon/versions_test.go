@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -112,7 +113,7 @@ type exchange struct {
 type facts struct {
 	text, drv, out, free *store.Info
 	id                   string // of out
-	system               string
+	system, link         string
 }
 
 func newFacts(t testing.TB, r *rig, c *client.Conn) *facts {
@@ -139,6 +140,7 @@ func newFacts(t testing.TB, r *rig, c *client.Conn) *facts {
 	}
 	f.free = inputAddressed(t, baseA, contents)
 	f.system = map[string]string{"amd64": "x86_64-linux", "arm64": "aarch64-linux"}[runtime.GOARCH]
+	f.link = filepath.Join(r.layout.StateDir, "gcroots", "permanent")
 	f.id = drvOutput(t, r, drv).String()
 	return f
 }
@@ -230,6 +232,7 @@ func (f *facts) exchanges(d dialect) []exchange {
 		{"AddTempRoot", 11, 0, 99, list{absent}, list{1}},
 		{"AddIndirectRoot", 12, 0, 99, list{"/nonexistent/link"}, list{1}},
 		{"SyncWithGC", 13, 0, 99, nil, list{1}},
+		{"ExportPath", 16, 0, 99, list{out, 0}, list{1}},
 		{"QueryDeriver", 18, 0, 99, list{out}, list{f.drv.Path}},
 		{"CollectGarbage", 20, 0, 99, list{3, when(d.byPath(), 0), 0, when(d.byPath(), 0), 0, 1 << 40, 0, 0, 0}, list{0, 0, 0}},
 		{"QuerySubstitutablePathInfo", 21, 0, 99, list{out}, list{0}},
@@ -247,6 +250,7 @@ func (f *facts) exchanges(d dialect) []exchange {
 		{"QueryValidPaths", 31, 12, 99, list{2, absent, out, when(m >= 27, 0)}, list{1, out}},
 		{"QuerySubstitutablePaths", 32, 12, 99, list{2, absent, out}, list{0}},
 		{"QueryValidDerivers", 33, 0, 99, list{out}, list{1, f.drv.Path}},
+		{"OptimiseStore", 34, 0, 99, nil, list{1}},
 		{"VerifyStore", 35, 0, 99, list{0, 0}, list{0}},
 		{"BuildDerivation", 36, 0, 99, list{f.drv.Path, derivation, 0}, f.result(d)},
 		{"AddSignatures", 37, 0, 99, list{out, 1, someSignature}, list{1}},
@@ -261,6 +265,7 @@ func (f *facts) exchanges(d dialect) []exchange {
 		{"AddMultipleToStore", 44, 32, 99, list{0, 1, frames(bytesOf(1, out, info(f.out, 38), archive))}, nil},
 		{"AddBuildLog", 45, 32, 99, list{f.drv.Path.Base(), frames([]byte("a line\n"))}, list{1}},
 		{"BuildPathsWithResults", 46, 34, 99, list{1, name, 0}, list{1, name, f.result(d)}},
+		{"AddPermRoot", 47, 36, 99, list{out, f.link}, list{f.link}},
 	}
 }
 
