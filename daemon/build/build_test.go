@@ -768,6 +768,28 @@ func TestKeepFailed(t *testing.T) {
 	}
 }
 
+// TestKeepFailedElsewhere keeps a directory on another file system than the store's.
+func TestKeepFailedElsewhere(t *testing.T) {
+	r := newRig(t, nil)
+	shm, err := os.MkdirTemp("/dev/shm", "kept-")
+	if err != nil {
+		lacks(t, "no other file system: %v", err)
+	}
+	t.Cleanup(func() { os.RemoveAll(shm) })
+	if err := os.Symlink(shm, filepath.Join(r.layout.StateDir, "builds")); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 2 {
+		d := r.add(drv{name: "fails", script: fmt.Sprintf("mkdir d; echo %d > d/file; exit 1", n)})
+		if list, err := r.build.With(&settings.Settings{MaxJobs: 4, KeepFailed: true}).Build(t.Context(), all(d), build.Normal, nil); err != nil || list[0].Status != protocol.PermanentFailure {
+			t.Fatalf("%v %v", err, list)
+		}
+		if data, err := os.ReadFile(filepath.Join(shm, fmt.Sprintf("nix-build-fails.drv-%d/d/file", n))); err != nil || string(data) != fmt.Sprintln(n) {
+			t.Errorf("%q, %v", data, err)
+		}
+	}
+}
+
 // BenchmarkRequest builds many derivations of a built-in builder in one request.
 func BenchmarkRequest(b *testing.B) {
 	for _, n := range []int{100, 500, 2000} {

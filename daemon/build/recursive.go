@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 
@@ -155,9 +156,14 @@ func (r *Restriction) show(p store.Path) error {
 
 // copy gives the builder a copy of its own, which it could change: that is its own damage.
 func (r *Restriction) copy(p store.Path) error {
+	return copyTree(r.a.b.store.RealPath(p), filepath.Join(r.a.dir("store"), p.Base()))
+}
+
+// copyTree copies what an archive holds of a tree.
+func copyTree(from, to string) error {
 	pr, pw := io.Pipe()
-	go func() { pw.CloseWithError(dump(pw, r.a.b.store.RealPath(p))) }()
-	err := nar.Restore(bufio.NewReaderSize(pr, ioSize), r.a.dir("store")+"/"+p.Base(), nil)
+	go func() { pw.CloseWithError(dump(pw, from)) }()
+	err := nar.Restore(bufio.NewReaderSize(pr, ioSize), to, nil)
 	pr.Close()
 	return err
 }

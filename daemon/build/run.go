@@ -620,7 +620,7 @@ func (a *attempt) keep() {
 	os.Chmod(a.dir("build"), 0o755)
 	for n := 0; ; n++ {
 		target := filepath.Join(dir, fmt.Sprintf("nix-build-%s-%d", a.key.drv.Name(), n))
-		err := unix.Renameat2(unix.AT_FDCWD, a.dir("build"), unix.AT_FDCWD, target, unix.RENAME_NOREPLACE)
+		err := moveOrCopy(a.dir("build"), target)
 		switch {
 		case err == nil:
 			a.log.note(fmt.Sprintf("note: keeping build directory '%s'", target))
@@ -630,6 +630,19 @@ func (a *attempt) keep() {
 			return
 		}
 	}
+}
+
+// moveOrCopy gives a directory another name, which must be free, or makes a copy there when that is on another file system: one without
+// owners, and only of what an archive can hold.
+func moveOrCopy(from, to string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	if !errors.Is(err, unix.EXDEV) {
+		return err
+	}
+	if _, err := os.Lstat(to); err == nil {
+		return os.ErrExist
+	}
+	return copyTree(from, to)
 }
 
 // finish makes what the builder left behind valid.
