@@ -21,7 +21,7 @@ var suite = strings.Fields(`
 	add.sh binary-cache-build-remote.sh brotli.sh build-dry.sh build.sh case-hack.sh check-refs.sh check-reqs.sh
 	compression-levels.sh dependencies.sh export-graph.sh export.sh fetchurl.sh filter-source.sh fixed.sh function-trace.sh gc-runtime.sh gc.sh
 	hash.sh import-derivation.sh local-store.sh logging.sh misc.sh nar-access.sh nix-build.sh nix-channel.sh nix-copy-ssh.sh nix-profile.sh
-	nix-shell.sh nix_path.sh optimise-store.sh pass-as-file.sh placeholders.sh post-hook.sh readfile-context.sh recursive.sh secure-drv-outputs.sh shell.sh signing.sh
+	nix-shell.sh nix_path.sh pass-as-file.sh placeholders.sh post-hook.sh readfile-context.sh recursive.sh secure-drv-outputs.sh shell.sh signing.sh
 	ssh-relay.sh store-ping.sh structured-attrs.sh substitute-with-invalid-ca.sh suggestions.sh user-envs.sh why-depends.sh zstd.sh
 	ca/build-with-garbage-path.sh ca/build.sh ca/duplicate-realisation-in-closure.sh ca/gc.sh ca/import-derivation.sh ca/nix-copy.sh ca/nix-run.sh
 	ca/nix-shell.sh ca/post-hook.sh ca/recursive.sh ca/signatures.sh
@@ -30,6 +30,7 @@ var suite = strings.Fields(`
 // Not in the list, of what a stock daemon passes there:
 //
 //	gc-concurrent.sh impure-derivations.sh     builders write to files of the host, as nix lets them without a sandbox
+//	optimise-store.sh                          a client switches auto-optimise-store on for itself; here it is the daemon's setting
 //	multiple-outputs.sh remote-store.sh        change or read the database of nix's own store behind the daemon
 
 // withoutHost are scripts that check that a builder sees other objects of the host's store, which it does only without a sandbox: that line is left out.
