@@ -29,7 +29,7 @@ func TestImpure(t *testing.T) {
 	fixed := r.add(drv{name: "fixed", script: "cat @now@; echo hello > $out", hash: "sha256-WJG1tSLV3whtD/CxEPvZ0hu0/HFjrzTQgoai6Eb2vgM=", method: store.Flat, inputs: map[string]store.Path{"now": now}})
 	pure := r.add(drv{name: "pure", script: "cat @now@ > $out", inputs: map[string]store.Path{"now": now}})
 	onFixed := r.add(drv{name: "on-fixed", script: "cat @fixed@ > $out", inputs: map[string]store.Path{"fixed": fixed}})
-	set := experimental("impure-derivations")
+	set := experimental("impure-derivations", "ca-derivations")
 	set.ImpureEnv = map[string]string{"SET": "from the setting"}
 	b := r.build.With(set)
 	run := func(drvs ...store.Path) []*protocol.BuildResult {

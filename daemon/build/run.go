@@ -286,6 +286,9 @@ func (j *job) adopt(path store.Path, d *derivation.Derivation) (*job, error) {
 // those of every derivation, because its clients copy them from store to store.
 // inputs are the realisations that it was resolved with.
 func (j *job) record(ctx context.Context, paths map[string]store.Path, inputs map[store.DrvOutput]store.Path) error {
+	if j.kind == derivation.Impure {
+		return nil // all of them have the same identity
+	}
 	if j.kind != derivation.Floating && j.kind != derivation.Deferred && !j.b.settings.HasExperimental("ca-derivations") {
 		return nil
 	}
