@@ -262,11 +262,12 @@ func (c *Conn) AddFrom(ctx context.Context, infos []*store.Info, from store.Read
 	return c.do(ctx, fmt.Sprintf("add %d paths", len(infos)), protocol.ServeAddToStoreNar, send, func(*protocol.Decoder) error { return <-answers })
 }
 
-// acks reads the answers to n additions.
+// acks reads the answers to n additions, while those are being sent: with a decoder of its own, as the connection's belongs
+// to the sender.
 func (c *Conn) acks(n int) error {
-	c.d.Reset(protocol.MaxReply)
+	d := protocol.NewDecoder(c.d.Wire(), c.d.Format)
 	for range n {
-		if err := ack(c.d); err != nil {
+		if err := ack(d); err != nil {
 			return err
 		}
 	}
