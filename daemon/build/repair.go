@@ -19,7 +19,7 @@ import (
 	"cairn/store"
 )
 
-// repair builds what is missing of targets, then reads everything that their outputs reach, and builds again what is
+// repair builds what is missing of targets, then reads everything that their outputs reach, and fetches or builds again what is
 // damaged, references first, or fetches it from a cache. Whatever reads a damaged object meanwhile sees the old files or the new ones.
 // A rebuild repairs only when it gives the registered contents again.
 func (b *Builder) repair(ctx context.Context, targets []protocol.Target, obs Observer) ([]*protocol.BuildResult, error) {
@@ -32,9 +32,7 @@ func (b *Builder) repair(ctx context.Context, targets []protocol.Target, obs Obs
 	f := b.facts()
 	var roots []store.Path
 	for _, r := range results {
-		for _, o := range r.Outputs {
-			roots = append(roots, o.OutPath)
-		}
+		roots = append(roots, pathsOf(r)...)
 	}
 	if err := lease.Hold(roots...); err != nil {
 		return nil, err
@@ -59,11 +57,23 @@ func (b *Builder) repair(ctx context.Context, targets []protocol.Target, obs Obs
 	return results, b.blame(results, mended)
 }
 
+// pathsOf returns the objects that a result is about.
+func pathsOf(r *protocol.BuildResult) []store.Path {
+	if r.Target.Outputs == nil && r.Status.OK() {
+		return []store.Path{r.Target.Path}
+	}
+	var paths []store.Path
+	for _, o := range r.Outputs {
+		paths = append(paths, o.OutPath)
+	}
+	return paths
+}
+
 // blame notes in each result whether its closure is whole now.
 func (b *Builder) blame(results []*protocol.BuildResult, mended map[store.Path]error) error {
 	for _, r := range results {
-		for _, o := range r.Outputs {
-			closure, err := b.store.Closure(o.OutPath)
+		for _, o := range pathsOf(r) {
+			closure, err := b.store.Closure(o)
 			if err != nil {
 				return err
 			}
@@ -72,6 +82,9 @@ func (b *Builder) blame(results []*protocol.BuildResult, mended map[store.Path]e
 				switch {
 				case err != nil && r.Status.OK():
 					r.Status, r.Error = statusOf(err), fmt.Sprintf("some paths in the output closure of derivation '%s' could not be repaired: %v", r.Target.Path, err)
+					if r.Target.Outputs == nil {
+						r.Error = fmt.Sprintf("some paths in the closure of '%s' could not be repaired: %v", r.Target.Path, err)
+					}
 				case was && r.Status == protocol.AlreadyValid:
 					r.Status = protocol.Built
 				}

@@ -109,6 +109,14 @@ func TestVerifyAndFetch(t *testing.T) {
 	if res.Left != 0 || len(res.Findings) != 2 || res.Findings[0].How != "'"+good.server.URL+"'" {
 		t.Errorf("%+v\n%s", res, said)
 	}
+	r.hurt(c.info.Path)
+	results, err := r.build.Build(r.ctx, objects(a), build.Repair, nil)
+	if err != nil || results[0].Status != protocol.Built {
+		t.Errorf("request to repair: %+v, %v", results, err)
+	}
+	if res, _ := r.verify(protocol.VerifyRequest{Contents: true}); res.Left != 0 {
+		t.Errorf("after a request to repair: %+v", res)
+	}
 	// Without cache or derivation it stays, and the finding says why.
 	s = r.build.Settings().Clone()
 	s.Substituters = nil

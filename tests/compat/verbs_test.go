@@ -156,6 +156,13 @@ func TestRepairFromCache(t *testing.T) {
 	}
 	w.sameErrors(t, "nix-store", "--verify", "--check-contents")
 	w.same(t, "cat", st.paths["first"], st.paths["two"])
+	w.hurt(t, st.paths["first"], "")
+	for _, s := range w.both() {
+		if o := s.try(nil, st.with("nix-store", "-r", "--repair", st.paths["first"])...); o.code != 0 {
+			t.Errorf("%s: -r --repair: %d %s", s.name, o.code, o.err)
+		}
+	}
+	w.sameErrors(t, "nix-store", "--verify", "--check-contents")
 }
 
 func TestOptimise(t *testing.T) {
