@@ -1,19 +1,18 @@
 # Profiles: nix-env with its builtin:buildenv, generations, collecting old ones.
 cat > e.nix <<'END'
-let d = name: version: derivation { inherit name; system = builtins.currentSystem; builder = "/bin/sh"; PATH = "/bin:/usr/bin";
-      args = [ "-c" "echo ${name} ${version} > $out" ]; outputHashMode = "recursive"; };
-    tree = name: text: derivation { inherit name; system = builtins.currentSystem; builder = "builtin:buildenv"; derivations = [ "false" "5" "1" (builtins.path { path = ./tree; inherit name; }) ]; manifest = text; };
-in { one = tree "one-1.0" "1"; newer = tree "one-1.1" "2"; two = tree "two-2.0" "3"; three = tree "three-3" "3"; }
+let tree = dir: name: text: derivation { inherit name; system = builtins.currentSystem; builder = "builtin:buildenv"; derivations = [ "true" "5" "1" (builtins.path { path = dir; inherit name; }) ]; manifest = text; };
+in { one = tree ./tree "one-1.0" "1"; newer = tree ./tree "one-1.1" "2"; two = tree ./second "two-2.0" "3"; three = tree ./second "three-3" "3"; clash = tree ./tree "clash-1" "4"; }
 END
 mkdir -p tree/bin tree/share/doc
 printf '#!/bin/sh\necho hello\n' > tree/bin/hello
 chmod +x tree/bin/hello
 echo doc > tree/share/doc/d
 ln -s d tree/share/doc/l
+mkdir -p second/bin second/share/doc; echo second > second/bin/second; echo e > second/share/doc/e
 export USER=root
 P=$STATE/p/profile
 mkdir -p $STATE/p
-look() { u nix-env -p $P -q --out-path; ls $STATE/p; x readlink -f $P; u ls $P/; x nix-store -q --hash $(readlink -f $P); }
+look() { u nix-env -p $P -q --out-path; ls $STATE/p; x readlink -f $P; find -L $P/ | sort; x nix-store -q --hash $(readlink -f $P); }
 x nix-env -f e.nix -qa
 x nix-env -f e.nix -qaP --out-path
 x nix-env -p $P -f e.nix -i one
@@ -23,6 +22,7 @@ x nix-env -p $P -f e.nix -iA newer
 look
 x $P/bin/hello
 x nix-env -p $P -f e.nix -i three --dry-run
+b nix-env -p $P -f e.nix -iA clash
 x nix-env -p $P -f e.nix -u
 x nix-env -p $P -e one
 look

@@ -53,3 +53,24 @@ x nix-store --verify
 x nix-store --verify --check-contents
 x nix-store --verify-path $out $first
 x nix store info --json
+if new; then
+  sed -e 's/^{"derivations":{"[^"]*"://' -e 's/},"version":4}$//' d.json > d1.json
+  x nix derivation add < d1.json
+  x nix store info
+  x nix config check
+  nix store dump-path $t > nar
+  x nix nar ls -R nar /
+  x nix nar cat nar /sub/b
+  x nix build $first $out --no-link --print-out-paths
+  x nix build "$(nix-instantiate g.nix -A two)^*" --no-link --print-out-paths
+  x nix build "$(nix-instantiate g.nix -A two)^dev" --no-link --json >/dev/null
+  b nix store delete $two >/dev/null
+fi
+nix-store --export $first > e
+x nix-store --import < e
+x nix-store --query --deriver $t
+x nix-store --register-validity </dev/null
+x nix-store --load-db </dev/null
+x nix-store --gc --print-roots | grep -v keep
+x nix-store --generate-binary-cache-key k-1 k1 k2
+x nix-store --serve </dev/null
