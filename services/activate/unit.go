@@ -205,9 +205,13 @@ func (e *Engine) stopNew(ctx context.Context, steps []Step, booting bool) []erro
 // runOld runs again what ran before, with the definitions of before.
 func (e *Engine) runOld(ctx context.Context, steps []Step, booting bool) []error {
 	verbs, order := map[string]string{}, []string{}
+	var first []string // were stopped before others started, perhaps because they change places on a port
 	for _, s := range steps {
 		if !s.isUnit() || !s.Active {
 			continue
+		}
+		if s.Kind == "stop" {
+			first = append(first, s.Unit)
 		}
 		if _, seen := verbs[s.Unit]; !seen {
 			order = append(order, s.Unit)
@@ -228,11 +232,13 @@ func (e *Engine) runOld(ctx context.Context, steps []Step, booting bool) []error
 	if len(e.jobsNow(ctx, "reload", reload, booting)) > 0 {
 		restart = append(restart, reload...)
 	}
+	// A unit that systemd takes for started once its process is there may still fail at a port that another has not left yet.
+	e.jobsNow(ctx, "stop", first, booting)
 	errs := e.jobsNow(ctx, "restart", restart, booting)
 	if len(errs) == 0 {
 		return nil
 	}
-	// Two of them may have changed places on a port: none may run while the others start.
+	// Two others may have changed places: none may run while the others start.
 	e.jobsNow(ctx, "stop", restart, booting)
 	for _, u := range restart {
 		e.systemd.ResetFailed(ctx, u)
