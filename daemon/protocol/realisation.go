@@ -2,6 +2,8 @@ package protocol
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 
 	"cairn/store"
 )
@@ -79,4 +81,46 @@ func (e *Encoder) Unkeyed(r store.Realisation) {
 // Unkeyed reads what Unkeyed writes.
 func (d *Decoder) Unkeyed() store.Realisation {
 	return store.Realisation{OutPath: d.Path(), Signatures: d.Texts(MaxPath)}
+}
+
+// outputsByName writes the outputs of a build as clients since 2.35 know them: name → unkeyed realisation.
+func (e *Encoder) outputsByName(outputs map[string]store.Realisation) {
+	e.Uint64(uint64(len(outputs)))
+	for _, n := range slices.Sorted(maps.Keys(outputs)) {
+		e.Text(n)
+		e.Unkeyed(outputs[n])
+	}
+}
+
+// outputsByID writes them as clients before that do: id → JSON.
+func (e *Encoder) outputsByID(outputs map[string]store.Realisation) {
+	m := map[string]string{}
+	for _, n := range slices.Sorted(maps.Keys(outputs)) {
+		o := known(outputs[n], n)
+		m[o.ID.String()] = o.JSON()
+	}
+	e.Map(m)
+}
+
+// outputs reads what outputsByName or outputsByID writes, by name.
+func (d *Decoder) outputs(byName bool) map[string]store.Realisation {
+	outputs := map[string]store.Realisation{}
+	for range d.Count() {
+		var o store.Realisation
+		if byName {
+			name := d.outputName()
+			o = d.Unkeyed()
+			o.ID.Output = name
+		} else {
+			id := d.DrvOutput()
+			if o = d.Realisation(); d.Err() == nil && o.ID != id {
+				d.reject(fmt.Errorf("realisation of %s stands under %s", o.ID, id))
+			}
+		}
+		if d.broken != nil {
+			break
+		}
+		outputs[o.ID.Output] = o
+	}
+	return outputs
 }

@@ -2,8 +2,6 @@ package protocol
 
 import (
 	"fmt"
-	"maps"
-	"slices"
 	"time"
 
 	"cairn/store"
@@ -80,21 +78,11 @@ func (e *Encoder) BuildResult(r *BuildResult) {
 		e.microseconds(r.CPUUser)
 		e.microseconds(r.CPUSystem)
 	}
-	names := slices.Sorted(maps.Keys(r.Outputs))
 	switch {
 	case e.Has(FeatureRealisations):
-		e.Uint64(uint64(len(names)))
-		for _, n := range names {
-			e.Text(n)
-			e.Unkeyed(r.Outputs[n])
-		}
+		e.outputsByName(r.Outputs)
 	case e.Version >= Minor(28):
-		m := map[string]string{}
-		for _, n := range names {
-			o := known(r.Outputs[n], n)
-			m[o.ID.String()] = o.JSON()
-		}
-		e.Map(m)
+		e.outputsByID(r.Outputs)
 	}
 }
 
@@ -123,24 +111,7 @@ func (d *Decoder) BuildResult() *BuildResult {
 	if !d.Has(FeatureRealisations) && d.Version < Minor(28) {
 		return r
 	}
-	r.Outputs = map[string]store.Realisation{}
-	for range d.Count() {
-		var o store.Realisation
-		if d.Has(FeatureRealisations) {
-			name := d.outputName()
-			o = d.Unkeyed()
-			o.ID.Output = name
-		} else {
-			id := d.DrvOutput()
-			if o = d.Realisation(); d.Err() == nil && o.ID != id {
-				d.reject(fmt.Errorf("realisation of %s stands under %s", o.ID, id))
-			}
-		}
-		if d.broken != nil {
-			return r
-		}
-		r.Outputs[o.ID.Output] = o
-	}
+	r.Outputs = d.outputs(d.Has(FeatureRealisations))
 	return r
 }
 

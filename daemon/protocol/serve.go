@@ -2,8 +2,6 @@ package protocol
 
 import (
 	"fmt"
-	"maps"
-	"slices"
 
 	"cairn/archive/wire"
 	"cairn/store"
@@ -154,21 +152,11 @@ func (e *Encoder) ServeResult(r *BuildResult) {
 	e.Bool(r.NonDeterministic)
 	e.Uint64(uint64(r.Start))
 	e.Uint64(uint64(r.Stop))
-	names := slices.Sorted(maps.Keys(r.Outputs))
 	switch {
 	case e.Version >= ServeMinor(8):
-		e.Uint64(uint64(len(names)))
-		for _, n := range names {
-			e.Text(n)
-			e.Unkeyed(r.Outputs[n])
-		}
+		e.outputsByName(r.Outputs)
 	case e.Version >= ServeMinor(6):
-		m := map[string]string{}
-		for _, n := range names {
-			o := known(r.Outputs[n], n)
-			m[o.ID.String()] = o.JSON()
-		}
-		e.Map(m)
+		e.outputsByID(r.Outputs)
 	}
 }
 
@@ -176,25 +164,8 @@ func (e *Encoder) ServeResult(r *BuildResult) {
 func (d *Decoder) ServeResult() *BuildResult {
 	r := &BuildResult{Status: Status(d.Uint64()), Error: d.Text(MaxValue), TimesBuilt: d.Uint64(), NonDeterministic: d.Bool(), Start: d.Int63(), Stop: d.Int63()}
 	r.Outputs = map[string]store.Realisation{}
-	if d.Version < ServeMinor(6) {
-		return r
-	}
-	for range d.Count() {
-		var o store.Realisation
-		if d.Version >= ServeMinor(8) {
-			name := d.outputName()
-			o = d.Unkeyed()
-			o.ID.Output = name
-		} else {
-			id := d.DrvOutput()
-			if o = d.Realisation(); d.Err() == nil && o.ID != id {
-				d.reject(fmt.Errorf("realisation of %s stands under %s", o.ID, id))
-			}
-		}
-		if d.broken != nil {
-			return r
-		}
-		r.Outputs[o.ID.Output] = o
+	if d.Version >= ServeMinor(6) {
+		r.Outputs = d.outputs(d.Version >= ServeMinor(8))
 	}
 	return r
 }
