@@ -1,20 +1,15 @@
 package build
 
 import (
-	"bufio"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"runtime"
 	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
 
-	"cairn/archive/nar"
 	"cairn/daemon/protocol"
 	"cairn/store"
 )
@@ -170,7 +165,7 @@ func (b *Builder) damaged(ctx context.Context, paths []store.Path) (map[store.Pa
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for _, p := range paths {
 		g.Go(func() error {
-			whole, err := b.whole(ctx, p)
+			whole, err := b.store.Intact(ctx, p)
 			if err == nil && !whole {
 				mu.Lock()
 				bad[p] = true
@@ -180,44 +175,6 @@ func (b *Builder) damaged(ctx context.Context, paths []store.Path) (map[store.Pa
 		})
 	}
 	return bad, g.Wait()
-}
-
-// whole reports whether an object is as it was registered.
-func (b *Builder) whole(ctx context.Context, p store.Path) (bool, error) {
-	info, err := b.store.Info(ctx, p)
-	if err != nil {
-		return false, err
-	}
-	if info.NarHash.IsZero() {
-		return true, nil
-	}
-	h := sha256.New()
-	w := bufio.NewWriterSize(&cancellableWriter{ctx, h}, ioSize)
-	err = nar.Dump(w, b.store.RealPath(p))
-	if err == nil {
-		err = w.Flush()
-	}
-	switch {
-	case ctx.Err() != nil:
-		return false, context.Cause(ctx)
-	case err != nil && !errors.Is(err, os.ErrPermission):
-		return false, nil // there is something else than an object, or nothing
-	case err != nil:
-		return false, err
-	}
-	return store.NewHash(store.SHA256, h.Sum(nil)) == info.NarHash, nil
-}
-
-type cancellableWriter struct {
-	ctx context.Context
-	w   io.Writer
-}
-
-func (c *cancellableWriter) Write(p []byte) (int, error) {
-	if c.ctx.Err() != nil {
-		return 0, context.Cause(c.ctx)
-	}
-	return c.w.Write(p)
 }
 
 // replace puts outputs that were built again in the place of damaged ones.
@@ -230,7 +187,7 @@ func (a *attempt) replace(ctx context.Context) error {
 		if !same {
 			return failure(protocol.NotDeterministic, "'%s' cannot be repaired by building '%s' again: the result is another one", known, a.key.drv)
 		}
-		if whole, err := a.b.whole(ctx, known); whole || err != nil {
+		if whole, err := a.b.store.Intact(ctx, known); whole || err != nil {
 			if err != nil {
 				return err
 			}

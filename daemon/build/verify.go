@@ -280,7 +280,7 @@ func (b *Builder) Mend(ctx context.Context, p store.Path, obs Observer) (string,
 	if err := lease.Hold(append(slices.Clone(info.References), p)...); err != nil {
 		return "", err
 	}
-	if whole, err := b.whole(ctx, p); err == nil && whole {
+	if whole, err := b.store.Intact(ctx, p); err == nil && whole {
 		return "what was built with it", nil
 	}
 	uri, err := b.fetchAgain(ctx, info, obs)
@@ -361,7 +361,7 @@ func (b *Builder) buildAgain(ctx context.Context, info *store.Info, obs Observer
 	if r := list[0]; !r.Status.OK() {
 		return "", &Failure{Status: r.Status, Text: r.Error}
 	}
-	if whole, err := b.whole(ctx, info.Path); err != nil || !whole {
+	if whole, err := b.store.Intact(ctx, info.Path); err != nil || !whole {
 		return "", fmt.Errorf("building '%s' again gave something else: %w", info.Deriver, errors.Join(err, store.ErrHashMismatch))
 	}
 	return "'" + info.Deriver.String() + "'", nil

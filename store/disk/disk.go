@@ -339,11 +339,7 @@ func (s *Store) nodeNamed(name string) *node {
 	if err != nil {
 		return nil
 	}
-	n := s.graph.byDigest[meta.DigestOf(p)]
-	if n == nil || n.name != p.Name() {
-		return nil
-	}
-	return n
+	return s.graph.rowOf(p)
 }
 
 // isStray reports whether a name in the store directory that is no object is ours to remove.

@@ -60,11 +60,13 @@ func (g *graph) lookup(d meta.Digest) *node {
 	return g.find(d)
 }
 
-// row returns an object that has a row, whether it is valid or missing.
-func (g *graph) row(d meta.Digest) *node {
-	g.mu.RLock()
-	defer g.mu.RUnlock()
-	return g.byDigest[d]
+// rowOf returns the object that p names and that has a row, whether it is valid or missing, or nil. The caller holds mu.
+func (g *graph) rowOf(p store.Path) *node {
+	d, ok := meta.ParseDigest(p.Digest())
+	if n := g.byDigest[d]; ok && n != nil && n.name == p.Name() {
+		return n
+	}
+	return nil
 }
 
 // found makes an object valid that was missing. The caller holds its references.

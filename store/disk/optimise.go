@@ -12,9 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"cairn/archive/nar"
@@ -73,22 +71,7 @@ func (s *Store) Optimise(ctx context.Context, opts *OptimiseOptions) (LinkStats,
 			return LinkStats{}, fmt.Errorf("optimise: %w", err)
 		}
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	var next atomic.Int64
-	for range o.Workers {
-		g.Go(func() error {
-			for {
-				i := int(next.Add(1)) - 1
-				if i >= len(nodes) {
-					return nil
-				}
-				if err := op.visit(ctx, nodes[i]); err != nil {
-					return err
-				}
-			}
-		})
-	}
-	err = g.Wait()
+	err = eachNode(ctx, nodes, o.Workers, op.visit)
 	return op.stats, err
 }
 

@@ -87,8 +87,10 @@ func (s *Store) replaceWith(ctx context.Context, p store.Path, write func(info *
 
 // Registered returns what is known of a path that has a row, whether its files are there or not.
 func (s *Store) Registered(p store.Path) (*store.Info, error) {
-	d, ok := meta.ParseDigest(p.Digest())
-	if n := s.graph.row(d); !ok || n == nil || n.name != p.Name() {
+	s.graph.mu.RLock()
+	n := s.graph.rowOf(p)
+	s.graph.mu.RUnlock()
+	if n == nil {
 		return nil, notValid(p)
 	}
 	return s.rowInfo(p)
@@ -100,11 +102,7 @@ func (s *Store) registered(p store.Path) (*store.Info, func(), error) {
 	if s.isClosed() {
 		return nil, nil, ErrClosed
 	}
-	n := s.graph.row(meta.DigestOf(p))
-	if n == nil || n.name != p.Name() {
-		return nil, nil, notValid(p)
-	}
-	info, err := s.rowInfo(p)
+	info, err := s.Registered(p)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -77,23 +77,28 @@ func (s *Store) Verify(ctx context.Context, opts *VerifyOptions, report func(Pro
 	if v.progress = o.Progress; v.progress == nil {
 		v.progress = func() {}
 	}
+	err = eachNode(ctx, nodes, o.Workers, v.check)
+	return v.result, err
+}
+
+// eachNode calls fn for nodes in their order, by several goroutines, until one call fails.
+func eachNode(ctx context.Context, nodes []*node, workers int, fn func(context.Context, *node) error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	var next atomic.Int64
-	for range o.Workers {
+	for range workers {
 		g.Go(func() error {
 			for {
 				i := int(next.Add(1)) - 1
 				if i >= len(nodes) {
 					return nil
 				}
-				if err := v.check(ctx, nodes[i]); err != nil {
+				if err := fn(ctx, nodes[i]); err != nil {
 					return err
 				}
 			}
 		})
 	}
-	err = g.Wait()
-	return v.result, err
+	return g.Wait()
 }
 
 // verifyNodes returns the nodes of paths, or all, those included that are missing on disk.
@@ -110,9 +115,8 @@ func (s *Store) verifyNodes(paths []store.Path) ([]*node, error) {
 	s.graph.mu.RLock()
 	defer s.graph.mu.RUnlock()
 	for _, p := range paths {
-		d, ok := meta.ParseDigest(p.Digest())
-		n := s.graph.byDigest[d]
-		if !ok || n == nil || n.name != p.Name() {
+		n := s.graph.rowOf(p)
+		if n == nil {
 			return nil, notValid(p)
 		}
 		nodes = append(nodes, n)
@@ -202,7 +206,7 @@ func (v *verification) object(ctx context.Context, p store.Path, n *node) (int64
 	var size int64
 	if v.contents || v.s.graph.lookup(n.digest) == nil {
 		var problem *Problem
-		if size, problem = v.read(ctx, p, o); problem != nil {
+		if size, problem = v.s.read(ctx, p, o); problem != nil {
 			return size, problem, nil
 		}
 	}
@@ -215,10 +219,33 @@ func (v *verification) object(ctx context.Context, p store.Path, n *node) (int64
 	return size, nil, nil
 }
 
-func (v *verification) read(ctx context.Context, p store.Path, o *meta.Object) (int64, *Problem) {
+// Intact reads a valid object and reports whether its files are those that were registered.
+func (s *Store) Intact(ctx context.Context, p store.Path) (bool, error) {
+	if !s.graph.valid(p) {
+		return false, notValid(p)
+	}
+	o, err := s.db.Object(meta.DigestOf(p))
+	if errors.Is(err, meta.ErrNotFound) {
+		return false, notValid(p)
+	}
+	if err != nil {
+		return false, fmt.Errorf("read %s: %w", p, err)
+	}
+	_, problem := s.read(ctx, p, o)
+	switch {
+	case context.Cause(ctx) != nil:
+		return false, context.Cause(ctx)
+	case problem != nil && errors.Is(problem.Err, fs.ErrPermission):
+		return false, problem.Err
+	}
+	return problem == nil, nil
+}
+
+// read reads an object and says how many bytes that were and what is wrong with them.
+func (s *Store) read(ctx context.Context, p store.Path, o *meta.Object) (int64, *Problem) {
 	want := store.NewHash(store.SHA256, o.NarHash[:])
 	c := counter{h: store.SHA256.New()}
-	err := nar.Dump(contextWriter{ctx, &c}, v.s.RealPath(p))
+	err := nar.Dump(contextWriter{ctx, &c}, s.RealPath(p))
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EIO) {
 		return c.n, &Problem{Kind: Unreadable, Want: want, Err: err}
 	}
@@ -295,8 +322,7 @@ func (s *Store) missingNodes(paths []store.Path) []*node {
 	var from []*node
 	given := map[*node]bool{}
 	for _, p := range paths {
-		d, ok := meta.ParseDigest(p.Digest())
-		if n := s.graph.byDigest[d]; ok && n != nil && n.name == p.Name() {
+		if n := s.graph.rowOf(p); n != nil {
 			from = append(from, n)
 			given[n] = true
 		}
