@@ -18,6 +18,29 @@ func (c *Conn) Obtain(ctx context.Context, paths []store.Path) ([]store.Path, er
 	})
 }
 
+// Holder is a store that can be asked for many paths at once, and to fetch them from its caches first.
+type Holder interface {
+	ValidPaths(ctx context.Context, paths []store.Path) ([]store.Path, error)
+	Obtain(ctx context.Context, paths []store.Path) ([]store.Path, error)
+}
+
+// Present returns which of the paths are valid at a store, with obtain after it has fetched what it could.
+func Present(ctx context.Context, at Holder, paths []store.Path, obtain bool) (map[store.Path]bool, error) {
+	query := at.ValidPaths
+	if obtain {
+		query = at.Obtain
+	}
+	valid, err := query(ctx, paths)
+	if err != nil {
+		return nil, err
+	}
+	present := make(map[store.Path]bool, len(valid))
+	for _, p := range valid {
+		present[p] = true
+	}
+	return present, nil
+}
+
 // rootsAtOnce is how many requests are sent before the first answer is read. Their answers fit into every pipe.
 const rootsAtOnce = 200
 

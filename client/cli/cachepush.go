@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -13,7 +12,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"cairn/archive"
 	"cairn/archive/cache"
 	"cairn/archive/nar"
 	"cairn/client"
@@ -97,7 +95,7 @@ func runCachePush(ctx context.Context, env *Env, s *session, o *cachePushOptions
 		return err
 	}
 	defer cache.CloseIdle(w)
-	infos, err := o.infos(ctx, s, paths)
+	infos, err := infosIn(ctx, s, paths, !o.noClosure)
 	if err != nil {
 		return err
 	}
@@ -153,22 +151,6 @@ func netrcFile(env *Env, s *session) string {
 	return filepath.Join(s.layout.ConfDir, "netrc")
 }
 
-// infos returns what is to be there in the end, references first.
-func (o *cachePushOptions) infos(ctx context.Context, s *session, paths []store.Path) ([]*store.Info, error) {
-	if !o.noClosure {
-		return s.Closure(ctx, paths)
-	}
-	var infos []*store.Info
-	for _, p := range store.SortPaths(paths) {
-		i, err := s.Info(ctx, p)
-		if err != nil {
-			return nil, err
-		}
-		infos = append(infos, i)
-	}
-	return archive.Sort(infos)
-}
-
 // send copies objects, and what goes with all of the infos.
 func (o *cachePushOptions) send(ctx context.Context, env *Env, s *session, w cache.Writer, missing, infos []*store.Info, result *pushed) error {
 	pool := client.NewPool(max(o.jobs, 1), s.dial)
@@ -218,11 +200,7 @@ type pushProgress struct {
 }
 
 func newPushProgress(env *Env, quiet bool, missing []*store.Info) *pushProgress {
-	t := env.newTerminal()
-	if quiet {
-		t = &terminal{w: io.Discard}
-	}
-	return &pushProgress{progress: newProgress(t, quiet), total: len(missing), ids: map[store.Path]uint64{}}
+	return &pushProgress{progress: env.newProgress(quiet), total: len(missing), ids: map[store.Path]uint64{}}
 }
 
 func (p *pushProgress) report(r cache.PushReport) {

@@ -36,6 +36,15 @@ type activity struct {
 
 const frameEvery = 100 * time.Millisecond
 
+// newProgress is the progress of a command that shows nothing at all when it is to be quiet.
+func (e *Env) newProgress(quiet bool) *progress {
+	t := e.newTerminal()
+	if quiet {
+		t = &terminal{w: io.Discard}
+	}
+	return newProgress(t, quiet)
+}
+
 // newProgress starts drawing; close ends it and clears the running lines.
 func newProgress(t *terminal, quiet bool) *progress {
 	p := &progress{term: t, quiet: quiet, stop: make(chan struct{})}

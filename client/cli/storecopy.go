@@ -13,6 +13,7 @@ import (
 
 	"cairn/archive"
 	"cairn/archive/cache"
+	"cairn/client"
 	"cairn/client/peer"
 	"cairn/store"
 )
@@ -81,8 +82,7 @@ type origin interface {
 
 // destination is a store that objects are copied to.
 type destination interface {
-	ValidPaths(ctx context.Context, paths []store.Path) ([]store.Path, error)
-	Obtain(ctx context.Context, paths []store.Path) ([]store.Path, error)
+	client.Holder
 	AddFrom(ctx context.Context, infos []*store.Info, from store.Reader) error
 }
 
@@ -154,7 +154,7 @@ func (o *storeCopyOptions) copyFrom(ctx context.Context, env *Env, s *session, p
 
 // copy sends what the destination lacks.
 func (o *storeCopyOptions) copy(ctx context.Context, env *Env, from origin, to destination, paths []store.Path, result *copied) error {
-	infos, err := o.infos(ctx, from, paths)
+	infos, err := infosIn(ctx, from, paths, !o.noClosure)
 	if err != nil {
 		return err
 	}
@@ -180,9 +180,9 @@ func (o *storeCopyOptions) copy(ctx context.Context, env *Env, from origin, to d
 	return o.print(env, result)
 }
 
-// infos returns what is to be there in the end, references first.
-func (o *storeCopyOptions) infos(ctx context.Context, from origin, paths []store.Path) ([]*store.Info, error) {
-	if !o.noClosure {
+// infosIn returns what a store knows of paths, or of their closures, references first.
+func infosIn(ctx context.Context, from origin, paths []store.Path, closure bool) ([]*store.Info, error) {
+	if closure {
 		return from.Closure(ctx, paths)
 	}
 	var infos []*store.Info
@@ -201,17 +201,9 @@ func (o *storeCopyOptions) missing(ctx context.Context, to destination, infos []
 	for i, info := range infos {
 		paths[i] = info.Path
 	}
-	query := to.ValidPaths
-	if o.substitute && !o.dryRun {
-		query = to.Obtain
-	}
-	valid, err := query(ctx, paths)
+	there, err := client.Present(ctx, to, paths, o.substitute && !o.dryRun)
 	if err != nil {
 		return nil, err
-	}
-	there := map[store.Path]bool{}
-	for _, p := range valid {
-		there[p] = true
 	}
 	var missing []*store.Info
 	for _, i := range infos {
@@ -253,11 +245,7 @@ type copyProgress struct {
 }
 
 func newCopyProgress(env *Env, quiet bool, from store.Reader) *copyProgress {
-	t := env.newTerminal()
-	if quiet {
-		t = &terminal{w: io.Discard}
-	}
-	return &copyProgress{Reader: from, progress: newProgress(t, quiet)}
+	return &copyProgress{Reader: from, progress: env.newProgress(quiet)}
 }
 
 // NAR reads an object.

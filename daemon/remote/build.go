@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"cairn/archive"
+	"cairn/client"
 	"cairn/client/peer"
 	"cairn/daemon/build"
 	"cairn/daemon/protocol"
@@ -134,17 +135,9 @@ func (m *place) takeTurn(ctx context.Context) (done func()) {
 
 // missing returns what the machine has not, references first.
 func (m *place) missing(ctx context.Context, conn *peer.Conn, paths []store.Path, substitute bool) ([]*store.Info, error) {
-	query := conn.ValidPaths
-	if substitute {
-		query = conn.Obtain
-	}
-	valid, err := query(ctx, paths)
+	there, err := client.Present(ctx, conn, paths, substitute)
 	if err != nil {
 		return nil, err
-	}
-	there := map[store.Path]bool{}
-	for _, p := range valid {
-		there[p] = true
 	}
 	var infos []*store.Info
 	for _, p := range paths {
