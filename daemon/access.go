@@ -177,6 +177,8 @@ func (s *Server) rightsOf(p Peer) (archive.Verbs, error) {
 
 func (s *Server) grantedTo(p Peer) (archive.Verbs, error) {
 	switch group := s.settings.BuildUsers; {
+	case p.inside != nil:
+		return insideRights, nil
 	case s.opts.Rights != 0:
 		return s.opts.Rights | archive.Connect, nil
 	case p.Trusted || p.UID == 0 || p.UID == os.Geteuid():

@@ -50,21 +50,32 @@ func readAddition(d *protocol.Decoder) addition {
 
 // addToStore adds contents whose path follows from them.
 func (x *session) addToStore(ctx context.Context, a addition) (reply, error) {
-	if err := store.CheckName(a.name); err != nil {
-		return nil, fmt.Errorf("add: %w", err)
-	}
-	if a.algo == 0 {
-		return nil, fmt.Errorf("add %s: unknown hash algorithm", a.name)
-	}
-	if a.repair {
-		if err := x.need(archive.Repair, fmt.Sprintf("add %s: repair", a.name)); err != nil {
-			return nil, err
-		}
+	if err := x.checkAddition(a); err != nil {
+		return nil, err
 	}
 	info, err := x.addContents(ctx, a)
 	if err != nil {
 		return nil, err
 	}
+	return a.reply(info), nil
+}
+
+// checkAddition says whether a request makes sense and the peer may make it.
+func (x *session) checkAddition(a addition) error {
+	if err := store.CheckName(a.name); err != nil {
+		return fmt.Errorf("add: %w", err)
+	}
+	if a.algo == 0 {
+		return fmt.Errorf("add %s: unknown hash algorithm", a.name)
+	}
+	if a.repair {
+		return x.need(archive.Repair, fmt.Sprintf("add %s: repair", a.name))
+	}
+	return nil
+}
+
+// reply tells what the contents have become.
+func (a addition) reply(info *store.Info) reply {
 	return func(e *protocol.Encoder) error {
 		if a.inline {
 			e.Path(info.Path)
@@ -72,7 +83,7 @@ func (x *session) addToStore(ctx context.Context, a addition) (reply, error) {
 			e.KeyedInfo(info)
 		}
 		return nil
-	}, nil
+	}
 }
 
 // addContents adds what the upload, or the inline archive, contains.

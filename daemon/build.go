@@ -288,13 +288,17 @@ func (x *session) queryMissing(ctx context.Context, targets []protocol.Target) (
 	if err != nil {
 		return nil, err
 	}
+	return replyMissing(m), nil
+}
+
+func replyMissing(m *build.Missing) reply {
 	return func(e *protocol.Encoder) error {
 		e.Missing(&protocol.Missing{
 			Build: m.Build, Substitute: m.Substitute, Unknown: m.Unknown,
 			Download: uint64(m.DownloadSize), Unpacked: uint64(m.NarSize),
 		})
 		return nil
-	}, nil
+	}
 }
 
 func (x *session) queryDerivationOutputMap(_ context.Context, drv store.Path) (reply, error) {

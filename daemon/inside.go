@@ -15,7 +15,7 @@ import (
 	"cairn/store"
 )
 
-// insideRights are those of a builder's clients. Their table asks for no others.
+// insideRights are those of a builder's clients. Their table asks for no others, and none of them may repair.
 const insideRights = archive.Connect | archive.Add | archive.Build
 
 // maxInside is how many clients of one builder are served at a time. Others wait.
@@ -110,14 +110,8 @@ func (x *session) own(rep reply, err error, paths ...store.Path) (reply, error) 
 }
 
 func (x *session) insideAddToStore(ctx context.Context, a addition) (reply, error) {
-	if err := store.CheckName(a.name); err != nil {
-		return nil, fmt.Errorf("add: %w", err)
-	}
-	switch {
-	case a.algo == 0:
-		return nil, fmt.Errorf("add %s: unknown hash algorithm", a.name)
-	case a.repair:
-		return nil, fmt.Errorf("add %s: repair: %w", a.name, protocol.ErrNotAllowed)
+	if err := x.checkAddition(a); err != nil {
+		return nil, err
 	}
 	if err := x.insist(a.refs...); err != nil {
 		return nil, fmt.Errorf("add %s: %w", a.name, err)
@@ -126,14 +120,7 @@ func (x *session) insideAddToStore(ctx context.Context, a addition) (reply, erro
 	if err != nil {
 		return nil, err
 	}
-	return x.own(func(e *protocol.Encoder) error {
-		if a.inline {
-			e.Path(info.Path)
-		} else {
-			e.KeyedInfo(plainInfo(info))
-		}
-		return nil
-	}, nil, info.Path)
+	return x.own(a.reply(plainInfo(info)), nil, info.Path)
 }
 
 func (x *session) insideAddTextToStore(ctx context.Context, t text) (reply, error) {
@@ -215,10 +202,7 @@ func (x *session) insideSetOptions(context.Context, *protocol.Options) (reply, e
 
 // insideCollectGarbage finds none, as within Nix's builds.
 func (x *session) insideCollectGarbage(context.Context, *protocol.GCOptions) (reply, error) {
-	return func(e *protocol.Encoder) error {
-		e.GCResult(&protocol.GCResult{})
-		return nil
-	}, nil
+	return nothingFreed, nil
 }
 
 func (x *session) insideQueryAllValidPaths(context.Context, struct{}) (reply, error) {
@@ -226,24 +210,14 @@ func (x *session) insideQueryAllValidPaths(context.Context, struct{}) (reply, er
 }
 
 func (x *session) insideQueryPathInfo(ctx context.Context, p store.Path) (reply, error) {
-	flagged := x.d.Version >= protocol.Minor(17)
 	if err := x.insist(p); err != nil {
-		if flagged {
-			return replyBool(false), nil
-		}
-		return nil, err
+		return x.replyInfo(nil, err)
 	}
 	info, err := x.server.store.Info(ctx, p)
 	if err != nil {
 		return nil, err
 	}
-	return func(e *protocol.Encoder) error {
-		if flagged {
-			e.Bool(true)
-		}
-		e.Info(plainInfo(info))
-		return nil
-	}, nil
+	return x.replyInfo(plainInfo(info), nil)
 }
 
 // plainInfo is what is known of an object without what depends on this machine's past.
@@ -300,10 +274,8 @@ func (x *session) insideQueryMissing(ctx context.Context, targets []protocol.Tar
 	if err != nil {
 		return nil, err
 	}
-	return func(e *protocol.Encoder) error {
-		e.Missing(&protocol.Missing{Build: m.Build, Substitute: m.Substitute, Unknown: store.SortPaths(append(m.Unknown, unknown...)), Download: uint64(m.DownloadSize), Unpacked: uint64(m.NarSize)})
-		return nil
-	}, nil
+	m.Unknown = store.SortPaths(append(m.Unknown, unknown...))
+	return replyMissing(m), nil
 }
 
 func (x *session) insideQueryDerivationOutputMap(ctx context.Context, drv store.Path) (reply, error) {

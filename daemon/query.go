@@ -86,7 +86,11 @@ func (x *session) queryAllValidPaths(context.Context, struct{}) (reply, error) {
 }
 
 func (x *session) queryPathInfo(ctx context.Context, p store.Path) (reply, error) {
-	info, err := x.server.store.Info(ctx, p)
+	return x.replyInfo(x.server.store.Info(ctx, p))
+}
+
+// replyInfo replies what is known of a path; since 1.17 one that is not valid is no error.
+func (x *session) replyInfo(info *store.Info, err error) (reply, error) {
 	flagged := x.d.Version >= protocol.Minor(17)
 	if errors.Is(err, store.ErrNotValid) && flagged {
 		return replyBool(false), nil

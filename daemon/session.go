@@ -60,11 +60,10 @@ type session struct {
 // session runs a session to its end. A client that leaves between requests is no error.
 func (s *Server) session(ctx context.Context, rw io.ReadWriteCloser, peer Peer) error {
 	x := &session{server: s, ctx: ctx, peer: peer, conn: rw, set: choices{Settings: s.settings, level: protocol.LevelInfo}, memory: memory{all: &s.memory}}
-	rights, refused := s.rightsOf(peer)
 	if peer.inside != nil {
-		rights, refused = insideRights, nil
 		x.set.Settings = peer.inside.Settings()
 	}
+	rights, refused := s.rightsOf(peer)
 	if x.rights = rights; refused == nil {
 		refused = s.enter(x)
 	}

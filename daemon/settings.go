@@ -19,6 +19,9 @@ type choices struct {
 	verbose            bool               // build output as lines of log
 	builder            *build.Builder     // with these settings; nil until it is used
 	level              protocol.Verbosity // of the lines of log that are wanted
+
+	signers   *archive.ACL // made of signersOf and these settings; nil until it is used
+	signersOf *archive.ACL
 }
 
 // maxSeconds keeps times of clients in the range of durations.

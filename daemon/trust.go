@@ -22,13 +22,17 @@ func (x *session) signers() (*archive.ACL, error) {
 	if err != nil {
 		return nil, err
 	}
+	if x.set.signers != nil && x.set.signersOf == acl {
+		return x.set.signers, nil
+	}
 	var rules []archive.Rule
 	for _, word := range x.set.TrustedPublicKeys {
 		if s, err := keySubject(word); err == nil {
 			rules = append(rules, archive.Rule{Subject: s, Verbs: archive.Import})
 		}
 	}
-	return acl.With(rules...), nil
+	x.set.signers, x.set.signersOf = acl.With(rules...), acl
+	return x.set.signers, nil
 }
 
 // signed returns nil when a key that may import has signed a text, or else store.ErrUntrusted. Whatever this daemon believes

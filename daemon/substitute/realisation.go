@@ -151,12 +151,6 @@ func (s *Search) believe(src *source, r *store.Realisation) error {
 func (c *Caches) free(s *source) bool { return s.trusted || !c.settings.RequireSignatures }
 
 func (c *Caches) signed(text string, signatures []string) bool {
-	for _, k := range c.trusted() {
-		for _, sig := range signatures {
-			if k.Verify([]byte(text), sig) {
-				return true
-			}
-		}
-	}
-	return false
+	_, ok := archive.VerifyText([]byte(text), signatures, c.trusted())
+	return ok
 }
