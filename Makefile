@@ -16,6 +16,9 @@ GOFLAGS_BUILD := -trimpath -buildvcs=false -ldflags "-s -w -X cairn/client/cli.V
 GOTESTFLAGS ?=
 T ?= 30s
 N ?= 200
+ROW ?= .*
+SIZE ?= full
+BENCH_JSON ?= bench-$(VERSION).json
 
 .PHONY: help deps build test demo check fuzz root crash compat lab bench load soak clean
 
@@ -68,8 +71,10 @@ load: ## 200 clients at once for T, then the same with a third of them killed (m
 soak: ## hostile sessions against a live daemon for T, with the race detector (make soak T=1h) (root)
 	CAIRN_SOAK=$(T) CGO_ENABLED=1 go test -race $(GOTESTFLAGS) -count=1 -v -timeout 0 ./tests/soak
 
-bench: deps ## side by side with Debian's nix, each figure N times (make bench N=5) (root)
-	CAIRN_BENCH=$(or $(filter-out 200,$(N)),5) go test $(GOTESTFLAGS) -count=1 -v -timeout 60m ./tests/bench
+bench: deps ## side by side with nix, N times (make bench N=5 ROW=gc SIZE=small); results go to BENCH_JSON, too (root)
+	CAIRN_BENCH=$(or $(filter-out 200,$(N)),5) CAIRN_BENCH_SIZE=$(SIZE) CAIRN_BENCH_JSON=$(abspath $(BENCH_JSON)) \
+		go test $(GOTESTFLAGS) -count=1 -v -timeout 60m -run '/^($(ROW))$$' ./tests/bench
+	@echo "appended to $(BENCH_JSON)"
 
 clean: ## remove what was built
 	rm -f cairn
