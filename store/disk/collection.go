@@ -410,7 +410,11 @@ func (s *Store) deleteTrees(nodes []*node) ([]Deleted, error) {
 		})
 	}
 	wg.Wait()
-	return deleted, errors.Join(errs...)
+	err := errors.Join(errs...)
+	if err != nil {
+		s.clean.Store(nil) // what stayed is a stray
+	}
+	return deleted, err
 }
 
 // deleteTree unlinks a file at once, and moves a directory out of the way first, so that nobody sees

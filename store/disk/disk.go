@@ -106,6 +106,8 @@ type Store struct {
 	locks  keyed
 	hashes *derivation.Hashes
 
+	clean atomic.Pointer[unix.Timespec] // when the store directory had changed last when it had no strays (stray.go)
+
 	noExchange bool // the file system cannot exchange names; for tests
 
 	additions chan *addition

@@ -260,17 +260,26 @@ func (s *Store) read(ctx context.Context, p store.Path, o *meta.Object) (int64, 
 
 // Unknown returns the names in the store directory that belong to no row and are not the store's own.
 func (s *Store) Unknown() ([]string, error) {
-	var unknown []string
-	err := readNames(s.layout.RealDir, func(names []string) error {
+	unknown, _, err := s.unknown()
+	return unknown, err
+}
+
+// unknown is Unknown, and counts the names that somebody is busy with.
+func (s *Store) unknown() (unknown []string, busy int, err error) {
+	err = readNames(s.layout.RealDir, func(names []string) error {
 		for _, name := range names {
-			if !strings.HasPrefix(name, ".") && !s.hasRow(name) && !s.inTheMaking(name) {
+			switch {
+			case strings.HasPrefix(name, ".") || s.hasRow(name):
+			case s.inTheMaking(name):
+				busy++
+			default:
 				unknown = append(unknown, name)
 			}
 		}
 		return nil
 	})
 	slices.Sort(unknown)
-	return unknown, err
+	return unknown, busy, err
 }
 
 func (s *Store) hasRow(name string) bool {

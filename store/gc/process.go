@@ -3,10 +3,12 @@ package gc
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 
 	"cairn/store"
 	"cairn/store/base32"
@@ -63,10 +65,13 @@ type processScan struct {
 	buf      []byte
 }
 
+// process looks at one process. What has no executable is of the kernel, or ending, and uses no file.
 func (p *processScan) process(dir string) {
-	for _, name := range []string{"exe", "cwd", "root"} {
-		p.link(dir + "/" + name)
+	if !p.link(dir + "/exe") {
+		return
 	}
+	p.link(dir + "/cwd")
+	p.link(dir + "/root")
 	p.file(dir + "/maps")
 	p.file(dir + "/environ")
 	fds, err := os.Open(dir + "/fd")
@@ -76,14 +81,17 @@ func (p *processScan) process(dir string) {
 	defer fds.Close()
 	names, _ := fds.Readdirnames(-1)
 	for _, n := range names {
-		p.link(filepath.Join(dir, "fd", n))
+		p.link(dir + "/fd/" + n)
 	}
 }
 
-func (p *processScan) link(link string) {
-	if target, err := os.Readlink(link); err == nil {
-		p.scan(link, []byte(target))
+// link scans the target of a link, and reports whether there is one, if only one that we may not see.
+func (p *processScan) link(link string) bool {
+	n, err := unix.Readlink(link, p.buf)
+	if err == nil {
+		p.scan(link, p.buf[:n])
 	}
+	return !errors.Is(err, unix.ENOENT)
 }
 
 // file scans a file piece by piece. What may lie across a border is looked at twice.
