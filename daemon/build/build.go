@@ -71,12 +71,14 @@ package build
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"sync"
 
 	"cairn/daemon/protocol"
+	"cairn/daemon/sandbox"
 	"cairn/daemon/settings"
 	"cairn/daemon/substitute"
 	"cairn/derivation"
@@ -124,11 +126,12 @@ type Builder struct {
 	shell    *hostPaths
 	pool     *substitute.Pool
 	caches   *substitute.Caches
+	boxes    *sandbox.Launcher
 }
 
 // New returns a builder for a store, which must stay open until Close has returned.
 func New(s *disk.Store, opts *Options) *Builder {
-	b := &Builder{store: s}
+	b := &Builder{store: s, boxes: new(sandbox.Launcher)}
 	if opts != nil {
 		b.opts = *opts
 	}
@@ -185,7 +188,7 @@ func (b *Builder) Close() error {
 	b.mu.Unlock()
 	b.die(errShutdown)
 	b.work.Wait()
-	return b.pool.Close()
+	return errors.Join(b.boxes.Close(), b.pool.Close())
 }
 
 // Build makes targets exist and returns one result for each, in their order. What they need is kept from collection

@@ -194,7 +194,7 @@ func (a *attempt) runRecursive(ctx context.Context, spec *sandbox.Spec) (sandbox
 	serving, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { serve(serving, l, r) })
-	st, err := sandbox.RunOpen(ctx, spec, a.log, r.open)
+	st, err := a.b.boxes.RunOpen(ctx, spec, a.log, r.open)
 	stop()
 	l.Close()
 	wg.Wait()

@@ -494,7 +494,7 @@ func (a *attempt) sandboxed(ctx context.Context, r *protocol.BuildResult) error 
 	if err != nil {
 		return err
 	}
-	run := func() (sandbox.Status, error) { return sandbox.Run(ctx, spec, a.log) }
+	run := func() (sandbox.Status, error) { return a.b.boxes.Run(ctx, spec, a.log) }
 	if a.requires(featureRecursive) {
 		run = func() (sandbox.Status, error) { return a.runRecursive(ctx, spec) }
 	}
@@ -503,7 +503,7 @@ func (a *attempt) sandboxed(ctx context.Context, r *protocol.BuildResult) error 
 	r.CPUUser, r.CPUSystem = &st.User, &st.System
 	var setup *sandbox.SetupError
 	switch {
-	case errors.As(err, &setup) && setup.Step == "execute":
+	case errors.As(err, &setup) && setup.Step == sandbox.StepExecute:
 		return failure(protocol.PermanentFailure, "builder for '%s' cannot be executed: %s%s", a.key.drv, setup.Text, a.shellHint())
 	case err != nil:
 		return fmt.Errorf("build '%s': %w", a.key.drv, err)

@@ -6,14 +6,15 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
 // Box is a sandbox whose builder runs.
 type Box struct {
-	mu    sync.Mutex // guards ended, and what uses pid while it is false
-	pid   int
+	mu    sync.Mutex // guards the rest, and what uses pid while ended is false
+	pid   int        // of stage 1, our child; 0: there is none
 	ended bool
 }
 
@@ -34,11 +35,7 @@ func (b *Box) Mount(m Mount) error {
 	if b.ended {
 		return ErrEnded
 	}
-	attr := uint64(unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV)
-	if !m.Writable {
-		attr |= unix.MOUNT_ATTR_RDONLY
-	}
-	tree, err := cloneMount(m.Source, attr)
+	tree, err := cloneMount(&m)
 	if err != nil {
 		return err
 	}
@@ -68,9 +65,35 @@ func (b *Box) moveInto(tree int, target string) error {
 	return unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
-// end makes further mounts fail, before the process id can mean another process.
-func (b *Box) end() {
+// begin is called when stage 1 is there.
+func (b *Box) begin(pid int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.pid = pid
+}
+
+// kill ends stage 1, and with it the kernel ends all other processes of the sandbox.
+func (b *Box) kill() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.pid != 0 && !b.ended {
+		unix.Kill(b.pid, unix.SIGKILL)
+	}
+}
+
+// wait waits for stage 1, which is about to end. Before its process id can mean another process, further mounts fail.
+func (b *Box) wait() (syscall.WaitStatus, *unix.Rusage) {
+	b.mu.Lock()
 	b.ended = true
+	b.mu.Unlock()
+	var status unix.WaitStatus
+	usage := &unix.Rusage{}
+	if b.pid == 0 {
+		return 0, usage
+	}
+	for {
+		if _, err := unix.Wait4(b.pid, &status, 0, usage); !errors.Is(err, unix.EINTR) {
+			return syscall.WaitStatus(status), usage
+		}
+	}
 }

@@ -1,191 +1,180 @@
 package sandbox
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
+	"path"
 	"slices"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// separateMounts keeps what follows from reaching the host.
-func separateMounts(*Spec) error {
-	return unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+// While the root is being made it is the working directory: paths inside are used without their slash.
+
+// atCWD is unix.AT_FDCWD as an argument.
+const atCWD = ^uintptr(-unix.AT_FDCWD - 1)
+
+// mountRoot puts a small file system of our own where the root will be, in mounts that do not reach the host.
+func (p *program) mountRoot(spec *Spec) {
+	p.begin(&p.first, "separate the mounts")
+	p.mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+	p.begin(&p.first, "mount a root")
+	p.add("", unix.SYS_UMASK, 0)
+	p.mount("root", spec.Root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size=16m,nr_inodes=100k")
+	p.add("enter it", unix.SYS_CHDIR, p.text(spec.Root))
 }
 
-// mountRoot puts a small file system of our own where the root will be.
-func mountRoot(spec *Spec) error {
-	unix.Umask(0)
-	return unix.Mount("root", spec.Root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size=16m,nr_inodes=100k")
+func (p *program) mount(source, target, kind string, flags uintptr, data string) {
+	p.add("", unix.SYS_MOUNT, p.text(source), p.text(target), p.text(kind), flags, p.text(data))
 }
 
-// mountProc mounts the new namespace's /proc over the host's: starting stage 2 needs it before there is a root to put it in.
-func mountProc(*Spec) error {
-	err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
-	if errors.Is(err, unix.EPERM) {
-		err = fmt.Errorf("%w (parts of the host's /proc are hidden, as in a container; the kernel then refuses another one to ordinary users)", err)
-	}
-	return err
-}
-
-func moveProc(spec *Spec) error {
-	if err := os.Mkdir(spec.Root+"/proc", 0o555); err != nil {
-		return err
-	}
-	return unix.Mount("/proc", spec.Root+"/proc", "", unix.MS_MOVE, "")
+func (p *program) mountProc() {
+	p.begin(&p.first, stepProc)
+	p.makeDir("/proc", 0o555)
+	p.mount("proc", "proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 }
 
 // mountDevices makes a /dev with the devices that are safe for anybody.
-func mountDevices(spec *Spec) error {
-	dev := spec.Root + "/dev"
-	for _, dir := range []string{dev, dev + "/pts", dev + "/shm"} {
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			return err
-		}
+func (p *program) mountDevices() {
+	p.begin(&p.first, "mount /dev")
+	for _, dir := range []string{"/dev", "/dev/pts", "/dev/shm"} {
+		p.makeDir(dir, 0o755)
 	}
 	for _, name := range []string{"null", "zero", "full", "random", "urandom", "tty"} {
-		if err := attach("/dev/"+name, dev+"/"+name, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC); err != nil {
-			return err
-		}
+		p.makeFile("/dev/" + name)
+		p.attach("/dev/"+name, "/dev/"+name, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC)
 	}
-	if err := unix.Mount("shm", dev+"/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777,size=50%"); err != nil {
-		return fmt.Errorf("shm: %w", err)
-	}
-	if err := unix.Mount("devpts", dev+"/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,mode=0620,ptmxmode=0666"); err != nil {
-		return fmt.Errorf("pts: %w", err)
-	}
+	p.mount("shm", "dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777,size=50%")
+	p.mount("devpts", "dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,mode=0620,ptmxmode=0666")
 	for name, target := range map[string]string{
 		"ptmx": "pts/ptmx", "fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
 	} {
-		if err := os.Symlink(target, dev+"/"+name); err != nil {
-			return err
-		}
+		p.symlink(target, "/dev/"+name)
 	}
-	return nil
 }
 
-func mountInputs(spec *Spec) error {
+// mountInputs shows what Spec lists.
+// A source is looked at now and mounted later, by somebody who finds another error should it be something else by then.
+func (p *program) mountInputs(spec *Spec) error {
+	p.begin(&p.first, "mount inputs")
 	for _, m := range spec.Mounts {
-		attr := uint64(unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV)
-		if !m.Writable {
-			attr |= unix.MOUNT_ATTR_RDONLY
-		}
-		err := attach(m.Source, spec.Root+m.Target, attr)
+		var st unix.Stat_t
+		err := unix.Lstat(m.Source, &st)
 		if m.Optional && errors.Is(err, unix.ENOENT) {
 			continue
 		}
 		if err != nil {
-			return err
+			return fmt.Errorf("%s: %w", m.Source, err)
 		}
+		p.makeParents(m.Target)
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFLNK: // is made again rather than followed
+			target, err := os.Readlink(m.Source)
+			if err != nil {
+				return err
+			}
+			p.symlink(target, m.Target)
+			continue
+		case unix.S_IFDIR:
+			p.makeDir(m.Target, 0o755)
+		default:
+			p.makeFile(m.Target)
+		}
+		p.attach(m.Source, m.Target, m.attributes())
 	}
 	return nil
 }
 
-// attach binds source, with everything mounted below it, on target, which is made when missing.
-// A symlink is made again rather than followed.
-func attach(source, target string, attr uint64) error {
-	var st unix.Stat_t
-	if err := unix.Lstat(source, &st); err != nil {
-		return fmt.Errorf("%s: %w", source, err)
+// attributes are those that a mount and all below it must have.
+func (m *Mount) attributes() uint64 {
+	if m.Writable {
+		return unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
 	}
-	if err := makeMountPoint(source, target, st.Mode); err != nil {
-		return fmt.Errorf("make mount point %s: %w", target, err)
-	}
-	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
-		return nil
-	}
-	fd, err := cloneMount(source, attr)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return fmt.Errorf("mount %s on %s: %w", source, target, err)
-	}
-	return nil
+	return unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_RDONLY
 }
 
-// cloneMount makes a mount of source that is nowhere yet.
-func cloneMount(source string, attr uint64) (int, error) {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE|unix.AT_SYMLINK_NOFOLLOW)
+// How a mount is copied, and attached elsewhere.
+const (
+	cloneFlags   = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_RECURSIVE | unix.AT_SYMLINK_NOFOLLOW
+	setattrFlags = unix.AT_EMPTY_PATH | unix.AT_RECURSIVE
+)
+
+// attach binds source, with everything mounted below it, on target.
+func (p *program) attach(source, target string, attr uint64) {
+	set := &unix.MountAttr{Attr_set: attr}
+	empty := p.text("")
+	p.add("clone mount of "+source, unix.SYS_OPEN_TREE, atCWD, p.text(source), cloneFlags).keep = true
+	p.add("restrict mount of "+source, unix.SYS_MOUNT_SETATTR, 0, empty, setattrFlags, hold(p, set), unsafe.Sizeof(*set)).take = 0
+	p.add("mount "+source+" on "+target, unix.SYS_MOVE_MOUNT, 0, empty, atCWD, p.text(target[1:]), unix.MOVE_MOUNT_F_EMPTY_PATH).take = 0
+	p.add("", unix.SYS_CLOSE).take = 0
+}
+
+// cloneMount is what attach begins with, for a mount that this process makes.
+func cloneMount(m *Mount) (int, error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, m.Source, cloneFlags)
 	if err != nil {
-		return -1, fmt.Errorf("clone mount of %s: %w", source, err)
+		return -1, fmt.Errorf("clone mount of %s: %w", m.Source, err)
 	}
-	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: attr}); err != nil {
+	if err := unix.MountSetattr(fd, "", setattrFlags, &unix.MountAttr{Attr_set: m.attributes()}); err != nil {
 		unix.Close(fd)
-		return -1, fmt.Errorf("restrict mount of %s: %w", source, err)
+		return -1, fmt.Errorf("restrict mount of %s: %w", m.Source, err)
 	}
 	return fd, nil
 }
 
-func makeMountPoint(source, target string, mode uint32) error {
-	if mode&unix.S_IFMT == unix.S_IFLNK {
-		link, err := os.Readlink(source)
-		if err != nil {
-			return err
-		}
-		return make1(target, func() error { return os.Symlink(link, target) })
+// makeParents makes the directories above a path that no call has made yet. They may be there, in something that is mounted.
+func (p *program) makeParents(file string) {
+	dir := path.Dir(file)
+	if p.made[dir] {
+		return
 	}
-	if _, err := os.Lstat(target); err == nil {
-		return nil
-	}
-	if mode&unix.S_IFMT == unix.S_IFDIR {
-		return make1(target, func() error { return os.Mkdir(target, 0o755) })
-	}
-	return make1(target, func() error {
-		f, err := os.OpenFile(target, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o444)
-		if err != nil {
-			return err
-		}
-		return f.Close()
-	})
+	p.makeParents(dir)
+	p.makeDir(dir, 0o755)
 }
 
-// make1 runs do, after making the parent directories when they turn out to be missing.
-func make1(target string, do func() error) error {
-	err := do()
-	if !errors.Is(err, unix.ENOENT) {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
-		return err
-	}
-	return do()
+func (p *program) makeDir(dir string, mode uintptr) {
+	p.add("make "+dir, unix.SYS_MKDIRAT, atCWD, p.inside(dir), mode).ignore = unix.EEXIST
+	p.made[dir] = true
 }
 
-func writeFiles(spec *Spec) error {
-	for _, path := range slices.Sorted(maps.Keys(spec.Files)) {
-		target := spec.Root + path
-		err := make1(target, func() error { return os.WriteFile(target, []byte(spec.Files[path]), 0o444) })
-		if err != nil {
-			return err
-		}
+// makeFile makes an empty file as a mount point.
+func (p *program) makeFile(file string) {
+	p.add("make "+file, unix.SYS_MKNODAT, atCWD, p.inside(file), unix.S_IFREG|0o444, 0).ignore = unix.EEXIST
+}
+
+func (p *program) symlink(target, name string) {
+	p.add("make "+name, unix.SYS_SYMLINKAT, p.text(target), atCWD, p.inside(name))
+}
+
+// inside is the address of a path below the root that is being made.
+func (p *program) inside(file string) uintptr { return p.text(cmp.Or(file[1:], ".")) }
+
+func (p *program) writeFiles(spec *Spec) {
+	p.begin(&p.first, "write files")
+	for _, file := range slices.Sorted(maps.Keys(spec.Files)) {
+		text := spec.Files[file]
+		p.makeParents(file)
+		p.add("make "+file, unix.SYS_OPENAT, atCWD, p.inside(file), unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC, 0o444).keep = true
+		p.write(file, text)
+		p.add("", unix.SYS_CLOSE).take = 0
 	}
-	for _, path := range slices.Sorted(maps.Keys(spec.Symlinks)) {
-		target := spec.Root + path
-		if err := make1(target, func() error { return os.Symlink(spec.Symlinks[path], target) }); err != nil {
-			return err
-		}
+	for _, name := range slices.Sorted(maps.Keys(spec.Symlinks)) {
+		p.makeParents(name)
+		p.symlink(spec.Symlinks[name], name)
 	}
-	return nil
 }
 
 // changeRoot makes the new root the only one and seals it.
-func changeRoot(spec *Spec) error {
-	if err := unix.Chdir(spec.Root); err != nil {
-		return err
-	}
-	if err := unix.PivotRoot(".", "."); err != nil {
-		return err
-	}
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return fmt.Errorf("detach the old root: %w", err)
-	}
-	if err := unix.MountSetattr(unix.AT_FDCWD, "/", 0, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
-		return fmt.Errorf("seal: %w", err)
-	}
-	return unix.Chdir("/")
+func (p *program) changeRoot() {
+	p.begin(&p.first, "change root")
+	here := p.text(".")
+	p.add("", unix.SYS_PIVOT_ROOT, here, here)
+	p.add("detach the old root", unix.SYS_UMOUNT2, here, unix.MNT_DETACH)
+	set := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	p.add("seal", unix.SYS_MOUNT_SETATTR, atCWD, p.text("/"), 0, hold(p, set), unsafe.Sizeof(*set))
+	p.add("", unix.SYS_CHDIR, p.text("/"))
 }

@@ -2,8 +2,8 @@ package sandbox
 
 import (
 	"errors"
-	"runtime"
-	"syscall"
+	"os"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -17,87 +17,95 @@ const (
 	landlockScopes = 1<<0 | 1<<1 // abstract sockets, signals
 )
 
-func setLimits(*Spec) error {
-	unix.Umask(0o022)
-	if err := syscall.Setrlimit(unix.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
-		return err
+// privileged reports whether this process may make namespaces without a user namespace.
+func privileged() bool {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if os.Geteuid() != 0 || unix.Capget(&hdr, &data[0]) != nil {
+		return false
 	}
-	var lim syscall.Rlimit
-	if err := syscall.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
-		return err
+	const want = 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_SETUID | 1<<unix.CAP_SETGID | 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_SETPCAP
+	return data[0].Effective&want == want
+}
+
+// confine takes from the builder's process all that a builder must not have.
+func (p *program) confine(spec *Spec, mighty bool) {
+	p.begin(&p.builder, "wait for stage 1")
+	p.add("", unix.SYS_READ, turnFD, hold(p, new([8]byte)), 8).least = 8
+	p.begin(&p.builder, "leave stage 1's session")
+	p.add("", unix.SYS_SETSID)
+	if mighty {
+		p.begin(&p.builder, "take the builder's ids")
+		p.add("", unix.SYS_SETRESGID, GID, GID, GID)
+		p.add("", unix.SYS_SETRESUID, UID, UID, UID)
 	}
-	lim.Cur = min(lim.Max, maxFiles)
-	return syscall.Setrlimit(unix.RLIMIT_NOFILE, &lim)
+	p.setLimits()
+	p.setPersonality(spec)
+	p.begin(&p.builder, "enter the build directory")
+	p.add(spec.Dir, unix.SYS_CHDIR, p.text(spec.Dir))
+	p.begin(&p.builder, "drop capabilities")
+	for c := range lastCapability() + 1 {
+		p.add("", unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c)
+	}
+	p.add("", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL)
+	p.dropCapabilities()
+	p.begin(&p.builder, "forbid new privileges")
+	p.add("", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1)
+	if spec.Network {
+		p.confineSockets()
+	}
+	p.begin(&p.builder, "filter system calls")
+	p.add("", unix.SYS_PRCTL, unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, hold(p, systemCalls()))
+}
+
+// setLimits bounds what a builder inherits of the daemon's own limits.
+func (p *program) setLimits() {
+	p.begin(&p.builder, "set limits")
+	p.add("", unix.SYS_UMASK, 0o022)
+	p.add("", unix.SYS_PRLIMIT64, 0, unix.RLIMIT_CORE, hold(p, &unix.Rlimit{}))
+	files := &unix.Rlimit{Cur: maxFiles, Max: maxFiles}
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, files); err == nil {
+		files.Cur = min(files.Max, maxFiles)
+	}
+	p.add("", unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, hold(p, files))
 }
 
 // setPersonality fixes the address layout and, for 32-bit builds, the machine's name.
-func setPersonality(spec *Spec) error {
-	p := uintptr(addrNoRandomize)
+func (p *program) setPersonality(spec *Spec) {
+	p.begin(&p.builder, "set the personality")
+	persona := uintptr(addrNoRandomize)
 	if spec.Linux32 {
-		p |= perLinux32
+		persona |= perLinux32
 	}
-	_, _, errno := unix.RawSyscall(unix.SYS_PERSONALITY, p, 0, 0)
-	if errno != 0 {
-		return errno
-	}
-	return nil
+	p.add("", unix.SYS_PERSONALITY, persona)
 }
 
-// dropCapabilities empties all five sets of this thread, which is the one that becomes the builder.
-func dropCapabilities(*Spec) error {
+// dropCapabilities empties the three sets that a process may empty without any.
+func (p *program) dropCapabilities() {
+	hdr := hold(p, &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3})
+	p.add("", unix.SYS_CAPSET, hdr, hold(p, new([2]unix.CapUserData)))
+}
+
+// lastCapability is the last one that the kernel knows.
+var lastCapability = sync.OnceValue(func() uintptr {
 	for c := uintptr(0); ; c++ {
-		err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
-		if errors.Is(err, unix.EINVAL) {
-			break // past the last one the kernel knows
-		}
-		if err != nil {
-			return err
+		if err := unix.Prctl(unix.PR_CAPBSET_READ, c+1, 0, 0, 0); errors.Is(err, unix.EINVAL) {
+			return c
 		}
 	}
-	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
-		return err
-	}
-	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var none [2]unix.CapUserData
-	return unix.Capset(&hdr, &none[0])
-}
-
-// clearCapabilities takes all capabilities from every thread of stage 1.
-// A program linked with C (tests under the race detector) can do so only for the one that reaps.
-func clearCapabilities(*Spec) error {
-	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var none [2]unix.CapUserData
-	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&none[0])), 0)
-	runtime.KeepAlive(&hdr)
-	runtime.KeepAlive(&none)
-	if errno == unix.ENOTSUP {
-		return unix.Capset(&hdr, &none[0])
-	}
-	if errno != 0 {
-		return errno
-	}
-	return nil
-}
+})
 
 // confineSockets keeps a builder that shares the host's network from connecting to the host's abstract sockets.
 // Kernels before 6.12 cannot; the package comment says what follows from that.
-func confineSockets(spec *Spec) error {
-	if !spec.Network {
-		return nil
-	}
+func (p *program) confineSockets() {
 	const versionFlag = 1
 	version, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, versionFlag)
 	if errno != 0 || version < 6 {
-		return nil
+		return
 	}
-	attr := [3]uint64{2: landlockScopes}
-	fd, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr), 0)
-	if errno != 0 {
-		return errno
-	}
-	defer unix.Close(int(fd))
-	if _, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_RESTRICT_SELF, fd, 0, 0); errno != 0 {
-		return errno
-	}
-	return nil
+	p.begin(&p.builder, "confine sockets")
+	attr := &[3]uint64{2: landlockScopes}
+	p.add("make rules", unix.SYS_LANDLOCK_CREATE_RULESET, hold(p, attr), unsafe.Sizeof(*attr), 0).keep = true
+	p.add("", unix.SYS_LANDLOCK_RESTRICT_SELF, 0, 0).take = 0
+	p.add("", unix.SYS_CLOSE).take = 0
 }

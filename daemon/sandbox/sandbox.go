@@ -4,12 +4,20 @@
 //
 // # Life of a build process
 //
-//	parent    the daemon. Clones stage 1 of its own executable into new namespaces, hands it the
-//	          Spec in a memory file, copies the log, waits, kills.
-//	stage 1   process 1 of the new pid namespace. Runs the steps in stages.go: mounts, change of root, loopback,
-//	          host name. Starts stage 2, drops its own capabilities, reaps, and reports how stage 2 ended.
-//	          When it ends, for whatever reason, the kernel kills everything else in the namespace.
-//	stage 2   limits, capabilities, no_new_privs, Landlock, seccomp; then becomes the builder.
+//	parent       the daemon. Its Launcher asks a fork server for each builder, copies the log, waits, kills.
+//	fork server  a process of the daemon's own executable (server.go), small because it does nothing else. It lays out what the two
+//	             stages will do as a list of system calls (program.go), forks stage 1 into new namespaces, and forgets it:
+//	             stage 1 is a child of the daemon.
+//	stage 1      process 1 of the new pid namespace. Mounts, change of root, loopback, host name. Forks stage 2, maps its ids,
+//	             drops its own capabilities, reaps, and reports how stage 2 ended.
+//	             When it ends, for whatever reason, the kernel kills everything else in the namespace.
+//	stage 2      limits, capabilities, no_new_privs, Landlock, seccomp; then becomes the builder.
+//
+// The stages are forked and not executed, because starting this program takes longer than all of that. After a fork a Go
+// program has one thread, and neither its scheduler nor its allocator work: stages make system calls that were prepared before, and nothing else.
+// Each builder's namespaces, mounts and processes are its own; what builders have in common is what the fork server's memory holds,
+// which is the program's own text and data and the Specs of builders before, until stage 2 executes the builder. When the daemon dies the fork server and
+// all of stage 1 do; when the fork server dies builders go on, and the next one gets another.
 //
 // With CAP_SYS_ADMIN the namespaces of stage 1 belong to the host's user namespace and only stage 2
 // enters a new one, so the builder has no power over its mounts even if it found a way to regain capabilities; the
@@ -45,13 +53,9 @@ package sandbox
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -64,6 +68,15 @@ const (
 	UID = 1000
 	GID = 100
 )
+
+// Steps that errors are told apart by.
+const (
+	StepExecute = "execute" // the builder itself: a missing or unusable program
+	stepProc    = "mount /proc"
+)
+
+// probe is a program that stage 2 takes as "exit with 0 instead".
+const probe = "/proc/sandbox-probe"
 
 // Spec says what to run and what it may see. Paths are absolute and clean.
 type Spec struct {
@@ -110,7 +123,6 @@ func (s Status) String() string {
 }
 
 // A SetupError says which step of making the sandbox the host refused.
-// The step "execute" is the builder itself: a missing or unusable program.
 type SetupError struct {
 	Step string
 	Text string
@@ -125,199 +137,6 @@ func (e *SetupError) Error() string {
 	return s
 }
 
-// Run runs a builder until it ends or ctx does, with its standard output and error going to log.
-// When it returns, nothing of the builder is running any more.
-// The error is nil whenever the builder itself was started, and ctx's cause when that ended it.
-func Run(ctx context.Context, spec *Spec, log io.Writer) (Status, error) {
-	return RunOpen(ctx, spec, log, nil)
-}
-
-// RunOpen is Run for a sandbox that gets further mounts while its builder runs: opened is called with it when its
-// first process is there. It may not be used before the builder shows that it runs.
-func RunOpen(ctx context.Context, spec *Spec, log io.Writer, opened func(*Box)) (Status, error) {
-	data, err := json.Marshal(spec)
-	if err != nil {
-		return Status{}, fmt.Errorf("sandbox: encode spec: %w", err)
-	}
-	if err := ctx.Err(); err != nil {
-		return Status{}, context.Cause(ctx)
-	}
-	p, err := newProcess(data, spec.Network)
-	if err != nil {
-		return Status{}, err
-	}
-	defer p.close()
-	// The death signal of the child is tied to the thread that started it.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	if err := p.cmd.Start(); err != nil {
-		return Status{}, &SetupError{Step: "create namespaces", Text: plain(err), Hint: hint(err)}
-	}
-	stop := context.AfterFunc(ctx, func() { p.cmd.Process.Kill() })
-	defer stop()
-	box := &Box{pid: p.cmd.Process.Pid}
-	if opened != nil {
-		opened(box)
-	}
-	copied := p.copyLog(log)
-	reported, _ := p.collect()
-	box.end()
-	waitErr := p.cmd.Wait()
-	p.finishLog(copied)
-	if ctx.Err() != nil {
-		return Status{ExitCode: -1, Signal: syscall.SIGKILL}, context.Cause(ctx)
-	}
-	return p.status(reported, waitErr)
-}
-
-// process is stage 1 as its parent sees it.
-type process struct {
-	cmd            *exec.Cmd
-	spec           *os.File
-	logR, logW     *os.File
-	statusR, statW *os.File
-}
-
-func newProcess(spec []byte, network bool) (*process, error) {
-	p := &process{}
-	var err error
-	if p.spec, err = memoryFile(spec); err != nil {
-		return nil, err
-	}
-	if p.logR, p.logW, err = os.Pipe(); err == nil {
-		p.statusR, p.statW, err = os.Pipe()
-	}
-	if err != nil {
-		p.close()
-		return nil, fmt.Errorf("sandbox: make pipes: %w", err)
-	}
-	p.cmd = &exec.Cmd{
-		Path:        "/proc/self/exe",
-		Args:        []string{stage1Name},
-		Env:         []string{"GOMAXPROCS=1", "GORACE=atexit_sleep_ms=0"},
-		Dir:         "/",
-		Stdout:      p.logW,
-		Stderr:      p.logW,
-		ExtraFiles:  []*os.File{p.spec, p.statW},
-		SysProcAttr: stage1Attributes(network),
-	}
-	return p, nil
-}
-
-func stage1Attributes(network bool) *syscall.SysProcAttr {
-	a := &syscall.SysProcAttr{
-		Setsid:     true,
-		Pdeathsig:  syscall.SIGKILL,
-		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP,
-	}
-	if !network {
-		a.Cloneflags |= unix.CLONE_NEWNET
-	}
-	if !privileged() {
-		a.Cloneflags |= unix.CLONE_NEWUSER
-		a.UidMappings = []syscall.SysProcIDMap{{ContainerID: UID, HostID: os.Geteuid(), Size: 1}}
-		a.GidMappings = []syscall.SysProcIDMap{{ContainerID: GID, HostID: os.Getegid(), Size: 1}}
-		a.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_SETPCAP}
-	}
-	return a
-}
-
-// privileged reports whether this process may make namespaces without a user namespace.
-func privileged() bool {
-	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if os.Geteuid() != 0 || unix.Capget(&hdr, &data[0]) != nil {
-		return false
-	}
-	const want = 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_SETUID | 1<<unix.CAP_SETGID | 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_SETPCAP
-	return data[0].Effective&want == want
-}
-
-func memoryFile(data []byte) (*os.File, error) {
-	fd, err := unix.MemfdCreate("sandbox-spec", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("sandbox: make memory file: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "sandbox-spec")
-	if _, err := f.WriteAt(data, 0); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("sandbox: write memory file: %w", err)
-	}
-	return f, nil
-}
-
-func (p *process) close() {
-	for _, f := range []*os.File{p.spec, p.logR, p.logW, p.statusR, p.statW} {
-		if f != nil {
-			f.Close()
-		}
-	}
-}
-
-// copyLog copies until every writer has closed, or finishLog runs out of patience.
-func (p *process) copyLog(log io.Writer) <-chan struct{} {
-	p.logW.Close()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		buf := make([]byte, 32<<10)
-		for {
-			n, err := p.logR.Read(buf)
-			if n > 0 {
-				log.Write(buf[:n])
-			}
-			if err != nil {
-				return
-			}
-		}
-	}()
-	return done
-}
-
-// finishLog is called when all processes are dead. A pipe that still has a writer was
-// handed to somebody outside, and is left to him.
-func (p *process) finishLog(copied <-chan struct{}) {
-	p.logR.SetReadDeadline(time.Now().Add(time.Second))
-	<-copied
-}
-
-// collect reads the report that stages 1 and 2 write.
-func (p *process) collect() (*report, error) {
-	p.statW.Close()
-	data, err := io.ReadAll(io.LimitReader(p.statusR, 64<<10))
-	if err != nil {
-		return nil, err
-	}
-	dec := json.NewDecoder(strings.NewReader(string(data)))
-	r := &report{}
-	for {
-		var next report
-		if err := dec.Decode(&next); err != nil {
-			return r, nil
-		}
-		if r.Step == "" {
-			*r = next
-		}
-	}
-}
-
-func (p *process) status(r *report, waitErr error) (Status, error) {
-	state := p.cmd.ProcessState
-	st := Status{ExitCode: -1, User: state.UserTime(), System: state.SystemTime()}
-	switch {
-	case r != nil && r.Step != "":
-		return st, &SetupError{Step: r.Step, Text: r.Error, Hint: hint(r.Errno)}
-	case r != nil && r.Ended:
-		st.ExitCode, st.Signal = r.ExitCode, r.Signal
-		return st, nil
-	}
-	if ws, ok := state.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-		st.Signal = ws.Signal()
-		return st, nil
-	}
-	return st, &SetupError{Step: "run stage 1", Text: fmt.Sprint(waitErr)}
-}
-
 // Available makes an empty sandbox and reports why the host cannot give one.
 func Available() error {
 	root, err := os.MkdirTemp("", "sandbox-")
@@ -325,8 +144,10 @@ func Available() error {
 		return fmt.Errorf("sandbox: %w", err)
 	}
 	defer os.Remove(root)
+	var l Launcher
+	defer l.Close()
 	var log strings.Builder
-	st, err := Run(context.Background(), &Spec{Path: probe, Argv: []string{probe}, Dir: "/", Root: root, HostUID: 65534, HostGID: 65534}, &log)
+	st, err := l.Run(context.Background(), &Spec{Path: probe, Argv: []string{probe}, Dir: "/", Root: root, HostUID: 65534, HostGID: 65534}, &log)
 	if err == nil && !st.Success() {
 		err = &SetupError{Step: "probe", Text: strings.TrimSpace(st.String() + " " + log.String())}
 	}

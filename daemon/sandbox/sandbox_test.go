@@ -5,12 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -68,10 +70,17 @@ func hostSpec(t testing.TB, script string) *sandbox.Spec {
 	}
 }
 
+// launcher returns one for a test.
+func launcher(t testing.TB) *sandbox.Launcher {
+	l := new(sandbox.Launcher)
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
 func run(t testing.TB, spec *sandbox.Spec) (string, sandbox.Status, error) {
 	t.Helper()
 	var log bytes.Buffer
-	st, err := sandbox.Run(t.Context(), spec, &log)
+	st, err := launcher(t).Run(t.Context(), spec, &log)
 	return log.String(), st, err
 }
 
@@ -251,7 +260,7 @@ func TestCancel(t *testing.T) {
 		start = time.Now()
 		cancel(left)
 	}}
-	_, err := sandbox.Run(ctx, hostSpec(t, `trap "" TERM INT HUP; (sleep 100 &) ; echo started; sleep 100`), log)
+	_, err := launcher(t).Run(ctx, hostSpec(t, `trap "" TERM INT HUP; (sleep 100 &) ; echo started; sleep 100`), log)
 	if !errors.Is(err, left) {
 		t.Errorf("error is %v", err)
 	}
@@ -315,6 +324,106 @@ func landlockScopes() bool {
 	return errno == 0 && v >= 6
 }
 
+// TestServerDies ends the fork server while a builder runs: that one goes on, and others can start.
+func TestServerDies(t *testing.T) {
+	requireSandbox(t)
+	l, killed := launcher(t), 0
+	die := &firstWrite{then: func() {
+		for _, pid := range children(t, os.Getpid()) {
+			if args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); string(args) == "cairn-sandbox\x00" && !inNamespace(pid) {
+				syscall.Kill(pid, syscall.SIGKILL)
+				killed++
+			}
+		}
+	}}
+	st, err := l.Run(t.Context(), hostSpec(t, `echo started; sleep 0.2; exit 7`), die)
+	if err != nil || st.ExitCode != 7 || killed != 1 {
+		t.Errorf("the builder that ran: %v, %v; %d servers killed", st, err, killed)
+	}
+	if st, err = l.Run(t.Context(), hostSpec(t, `exit 8`), io.Discard); err != nil || st.ExitCode != 8 {
+		t.Errorf("the next one: %v, %v", st, err)
+	}
+}
+
+// children are the processes that one has started.
+func children(t *testing.T, pid int) []int {
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil || tasks == nil {
+		t.Fatalf("no list of children: %v", err)
+	}
+	var list []int
+	for _, task := range tasks {
+		text, _ := os.ReadFile(task)
+		for _, f := range strings.Fields(string(text)) {
+			n, _ := strconv.Atoi(f)
+			list = append(list, n)
+		}
+	}
+	return list
+}
+
+// inNamespace reports whether a process has another pid namespace than the test.
+func inNamespace(pid int) bool {
+	own, _ := os.Readlink("/proc/self/ns/pid")
+	its, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
+	return own != its
+}
+
+// TestParentDies kills a daemon: its builders must not outlive it.
+func TestParentDies(t *testing.T) {
+	requireSandbox(t)
+	const key = "CAIRN_TEST_SANDBOX_PARENT"
+	if dir := os.Getenv(key); dir != "" {
+		spec := hostSpec(t, `trap "" HUP TERM INT; while :; do date +%N >/build/alive; done`)
+		spec.Mounts[2].Source = dir
+		launcher(t).Run(t.Context(), spec, io.Discard)
+		return
+	}
+	dir := t.TempDir()
+	os.Chmod(dir, 0o777)
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestParentDies$")
+	cmd.Env = append(os.Environ(), key+"="+dir)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "alive")
+	for begin := time.Now(); ; time.Sleep(time.Millisecond) {
+		if b, err := os.ReadFile(file); err == nil && len(b) > 0 {
+			break
+		}
+		if time.Since(begin) > 20*time.Second {
+			t.Error("the builder does not start")
+			break
+		}
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	time.Sleep(100 * time.Millisecond)
+	before, _ := os.ReadFile(file)
+	time.Sleep(200 * time.Millisecond)
+	if after, _ := os.ReadFile(file); !bytes.Equal(before, after) {
+		t.Error("the builder outlives the one who started it")
+	}
+}
+
+// TestManyAtOnce checks that builders that start at the same time do not get each other's files and results.
+func TestManyAtOnce(t *testing.T) {
+	requireSandbox(t)
+	l := launcher(t)
+	var wg sync.WaitGroup
+	for i := range 40 {
+		spec := hostSpec(t, fmt.Sprintf("echo %d; exit %d", i, i))
+		wg.Go(func() {
+			var log bytes.Buffer
+			st, err := l.Run(t.Context(), spec, &log)
+			if want := fmt.Sprintln(i); err != nil || st.ExitCode != i || log.String() != want {
+				t.Errorf("builder %d: %v, %v, log %q", i, st, err, log.String())
+			}
+		})
+	}
+	wg.Wait()
+}
+
 // TestOrdinaryUser runs the other tests again as nobody.
 func TestOrdinaryUser(t *testing.T) {
 	if os.Getuid() != 0 {
@@ -326,7 +435,7 @@ func TestOrdinaryUser(t *testing.T) {
 	}
 	defer os.RemoveAll(dir)
 	os.Chown(dir, 65534, 65534)
-	cmd := exec.Command("/proc/self/exe", "-test.run=^Test(Inside|SystemCalls|Status|MissingProgram|BackgroundProcess|Cancel|Network)$", "-test.v")
+	cmd := exec.Command("/proc/self/exe", "-test.run=^Test(Inside|SystemCalls|Status|MissingProgram|BackgroundProcess|Cancel|Network|ServerDies|ParentDies|ManyAtOnce)$", "-test.v")
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "TMPDIR="+dir, "HOME="+dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
@@ -338,9 +447,9 @@ func TestOrdinaryUser(t *testing.T) {
 
 func BenchmarkRun(b *testing.B) {
 	requireSandbox(b)
-	spec := hostSpec(b, "exit 0")
+	spec, l := hostSpec(b, "exit 0"), launcher(b)
 	for b.Loop() {
-		if _, _, err := run(b, spec); err != nil {
+		if _, err := l.Run(b.Context(), spec, io.Discard); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -1,7 +1,7 @@
 package sandbox
 
 import (
-	"unsafe"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -146,8 +146,8 @@ func filter(tables []table) []unix.SockFilter {
 	return append(code, ret(retKill))
 }
 
-func filterSystemCalls(*Spec) error {
+// systemCalls returns the filter as the kernel takes it.
+var systemCalls = sync.OnceValue(func() *unix.SockFprog {
 	code := filter(tables)
-	prog := unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
-	return unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&prog)), 0, 0)
-}
+	return &unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
+})
