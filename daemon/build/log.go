@@ -15,6 +15,7 @@ import (
 
 	"cairn/archive"
 	"cairn/store"
+	"cairn/store/failpoint"
 )
 
 const (
@@ -73,12 +74,14 @@ func (b *Builder) newLogWriter(drv store.Path, tell func(Event), limit int64, st
 		return nil, fmt.Errorf("open log: %w", err)
 	}
 	temp.Chmod(0o644)
+	failpoint.Hit("build/log/made")
 	// An older log may still be followed, so the name gets a new file.
 	if err := os.Rename(temp.Name(), path); err != nil {
 		temp.Close()
 		os.Remove(temp.Name())
 		return nil, fmt.Errorf("open log: %w", err)
 	}
+	failpoint.Hit("build/log/named")
 	os.Remove(path + packedSuffix)
 	return &logWriter{
 		tell: tell, stop: stop, limit: limit, path: path, keep: b.settings.KeepBuildLog, pack: b.settings.CompressBuildLog,
@@ -200,6 +203,7 @@ func (l *logWriter) Close() error {
 	}
 	l.closed = true
 	l.err = errors.Join(l.err, l.buffer.Flush(), l.finish(), l.file.Close())
+	failpoint.Hit("build/log/written")
 	close(l.grown)
 	return l.err
 }
@@ -221,9 +225,11 @@ func (l *logWriter) finish() error {
 		os.Remove(temp)
 		return fmt.Errorf("pack log: %w", err)
 	}
+	failpoint.Hit("build/log/packed")
 	if err := os.Rename(temp, l.path+packedSuffix); err != nil {
 		return fmt.Errorf("pack log: %w", err)
 	}
+	failpoint.Hit("build/log/packed-named")
 	return os.Remove(l.path)
 }
 

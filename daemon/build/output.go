@@ -19,6 +19,7 @@ import (
 	"cairn/derivation"
 	"cairn/store"
 	"cairn/store/disk"
+	"cairn/store/failpoint"
 	"cairn/store/refscan"
 )
 
@@ -397,6 +398,7 @@ func (a *attempt) copyOut(ctx context.Context, o *output, digests map[string]str
 	if restoreErr := <-restored; err == nil {
 		err = restoreErr
 	}
+	failpoint.Hit("build/output/copied")
 	if err != nil {
 		return a.unreadable(o, err)
 	}

@@ -20,6 +20,7 @@ import (
 	"cairn/derivation"
 	"cairn/store"
 	"cairn/store/disk"
+	"cairn/store/failpoint"
 )
 
 // buildDir is where a builder finds its directory.
@@ -317,6 +318,7 @@ func (j *job) record(ctx context.Context, paths map[string]store.Path, inputs ma
 		if err := j.b.store.AddRealisation(ctx, r); err != nil {
 			return err
 		}
+		failpoint.Hit("build/realisation/added")
 		if !j.b.store.IsValid(j.key.drv) {
 			continue
 		}
@@ -654,6 +656,7 @@ func (a *attempt) finish(ctx context.Context, r *protocol.BuildResult) (map[stri
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit("build/outputs/read")
 	paths := map[string]store.Path{}
 	for _, o := range a.outputs {
 		paths[o.name] = o.final
@@ -676,9 +679,11 @@ func (a *attempt) finish(ctx context.Context, r *protocol.BuildResult) (map[stri
 	if err := a.b.store.Register(ctx, outputs); err != nil {
 		return nil, fmt.Errorf("build '%s': %w", a.key.drv, err)
 	}
+	failpoint.Hit("build/outputs/registered")
 	if err := a.record(ctx, paths, nil); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("build/outputs/recorded")
 	r.Status = protocol.Built
 	return paths, a.postBuildHook(ctx, paths)
 }

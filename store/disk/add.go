@@ -16,6 +16,7 @@ import (
 	"cairn/archive/nar"
 	"cairn/derivation"
 	"cairn/store"
+	"cairn/store/failpoint"
 	"cairn/store/meta"
 )
 
@@ -130,6 +131,7 @@ func (s *Store) receive(ctx context.Context, info *store.Info, temp string, r io
 	if err := nar.Restore(in, temp, nil); err != nil {
 		return err
 	}
+	failpoint.Hit("disk/add/received")
 	narHash, size := in.sum()
 	if narHash != info.NarHash {
 		return fmt.Errorf("nar has %s, announced was %s: %w", narHash, info.NarHash, store.ErrHashMismatch)
@@ -251,6 +253,7 @@ func (s *Store) addLargeFile(ctx context.Context, name string, method store.Meth
 	if err := spool(temp, in); err != nil {
 		return nil, noSpace(err)
 	}
+	failpoint.Hit("disk/add/spooled")
 	contents := in.hashOf(algo)
 	c := counter{h: store.SHA256.New()}
 	if err := nar.Dump(&c, temp); err != nil {
@@ -276,6 +279,7 @@ func (s *Store) addNAR(ctx context.Context, name string, algo store.Algorithm, r
 	if err := nar.Restore(in, temp, nil); err != nil {
 		return nil, noSpace(err)
 	}
+	failpoint.Hit("disk/add/streamed")
 	narHash, size := in.sum()
 	contents := narHash
 	if other != nil {

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cairn/store"
+	"cairn/store/failpoint"
 	"cairn/store/meta"
 )
 
@@ -343,12 +344,14 @@ func (s *Store) delete(nodes []*node, choose func([]*node) []*node) ([]Deleted, 
 	if len(chosen) == 0 {
 		return nil, nil
 	}
+	failpoint.Hit("disk/delete/chosen")
 	if left, err := s.deleteRows(chosen); err != nil {
 		s.graph.mu.Lock()
 		s.graph.restore(left)
 		s.graph.mu.Unlock()
 		return nil, err
 	}
+	failpoint.Hit("disk/delete/rows")
 	return s.deleteTrees(chosen)
 }
 
@@ -405,6 +408,7 @@ func (s *Store) deleteTrees(nodes []*node) ([]Deleted, error) {
 			for i := w; i < len(nodes); i += workers {
 				p := s.path(nodes[i])
 				freed, err := s.deleteTree(s.RealPath(p))
+				failpoint.Hit("disk/delete/removed")
 				deleted[i], errs[i] = Deleted{p, freed}, err
 			}
 		})
@@ -432,6 +436,7 @@ func (s *Store) deleteTree(path string) (int64, error) {
 		if path, err = s.toTrash(path); err != nil {
 			return 0, err
 		}
+		failpoint.Hit("disk/delete/trashed")
 	}
 	return removeTree(path)
 }

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cairn/store"
+	"cairn/store/failpoint"
 	"cairn/store/meta"
 )
 
@@ -83,13 +84,14 @@ func (s *Store) gather(first *addition) []*addition {
 }
 
 func (s *Store) commitGroup(group []*addition) {
+	failpoint.Hit("disk/add/complete")
 	s.each(group, s.flushGroup)
 	for _, a := range group {
 		if a.err == nil {
 			a.err = s.rename(a)
 		}
 	}
-	s.each(group, func([]*addition) error { return s.syncDir() })
+	s.each(group, s.syncNames)
 	s.each(group, s.commitRows)
 	for _, a := range group {
 		if a.err != nil && s.allValid(a) { // the error was that of a later transaction
@@ -98,6 +100,7 @@ func (s *Store) commitGroup(group []*addition) {
 		if a.err != nil {
 			s.takeBack(a)
 		}
+		failpoint.Hit("disk/add/entered")
 		a.done <- a.err
 	}
 }
@@ -139,7 +142,10 @@ func (s *Store) flushGroup(group []*addition) error {
 			trees = append(trees, p.temp)
 		}
 	}
-	return s.flushTrees(trees)
+	if err := s.flushTrees(trees); err != nil {
+		return err
+	}
+	return failpoint.Err("disk/add/flushed")
 }
 
 // flushTrees makes the bytes of trees durable.
@@ -169,6 +175,14 @@ func (s *Store) syncDir() error {
 	return retry(s.dir.Sync)
 }
 
+// syncNames makes the final names durable.
+func (s *Store) syncNames([]*addition) error {
+	if err := s.syncDir(); err != nil {
+		return err
+	}
+	return failpoint.Err("disk/add/named")
+}
+
 // rename gives trees their final names. What stands there without being valid is a stray.
 func (s *Store) rename(a *addition) error {
 	for _, p := range a.objects {
@@ -182,6 +196,9 @@ func (s *Store) rename(a *addition) error {
 			return noSpace(err)
 		}
 		p.placed = true
+		if err := failpoint.Err("disk/add/renamed"); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -195,6 +212,7 @@ func (s *Store) commitRows(group []*addition) error {
 		if err := s.db.Commit(&batch); err != nil {
 			return err
 		}
+		failpoint.Hit("disk/add/committed")
 		for _, p := range inside {
 			s.enter(p)
 		}
@@ -210,6 +228,9 @@ func (s *Store) commitRows(group []*addition) error {
 			}
 			if batch.Size()+b.Size() > s.db.MaxBatch() && len(inside) > 0 {
 				if err := flush(); err != nil {
+					return err
+				}
+				if err := failpoint.Err("disk/add/split"); err != nil {
 					return err
 				}
 			}
@@ -248,6 +269,7 @@ func (s *Store) takeBack(a *addition) {
 			continue
 		}
 		to, err := s.toTrash(s.RealPath(p.path))
+		failpoint.Hit("disk/add/taken-back")
 		if err == nil {
 			_, err = removeTree(to)
 		}

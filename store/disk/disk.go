@@ -61,6 +61,7 @@ import (
 
 	"cairn/derivation"
 	"cairn/store"
+	"cairn/store/failpoint"
 	"cairn/store/meta"
 )
 
@@ -309,6 +310,7 @@ func (s *Store) recover(ctx context.Context) error {
 				if err := s.discard(filepath.Join(s.layout.RealDir, name)); err != nil {
 					return err
 				}
+				failpoint.Hit("disk/recover/stray")
 			}
 		}
 		return context.Cause(ctx)
@@ -332,6 +334,7 @@ func (s *Store) recover(ctx context.Context) error {
 	if missing > 10 {
 		s.log.Error("more objects have disappeared from the store; verify lists them", "objects", missing)
 	}
+	failpoint.Hit("disk/recover/swept")
 	return s.emptyTrash(trash)
 }
 
@@ -382,6 +385,7 @@ func (s *Store) emptyTrash(trash string) error {
 			if _, err := removeTree(filepath.Join(trash, name)); err != nil {
 				s.log.Warn("trash stays", "error", err)
 			}
+			failpoint.Hit("disk/recover/trash")
 		}
 		os.Remove(trash) // when nothing came meanwhile
 	})

@@ -7,6 +7,7 @@ import (
 
 	"cairn/archive/nar"
 	"cairn/store"
+	"cairn/store/failpoint"
 )
 
 // Import is a set of objects that are received one by one and become valid together, or not at all:
@@ -48,6 +49,7 @@ func (i *Import) add(ctx context.Context, info *store.Info, r io.Reader) error {
 		removeTree(temp)
 		return err
 	}
+	failpoint.Hit("disk/import/received")
 	i.seen[info.Path] = true
 	i.outputs = append(i.outputs, Output{Info: &mine, TempPath: temp})
 	return nil

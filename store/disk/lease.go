@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"cairn/store"
+	"cairn/store/failpoint"
 	"cairn/store/meta"
 )
 
@@ -111,7 +112,11 @@ func (l *Lease) persist() error {
 	}
 	var b meta.Batch
 	b.PutLease(&meta.Lease{Owner: l.owner, Expires: expires.Unix(), Paths: l.list()})
-	return l.s.db.Commit(&b)
+	if err := l.s.db.Commit(&b); err != nil {
+		return err
+	}
+	failpoint.Hit("disk/lease/persisted")
+	return nil
 }
 
 func (l *Lease) list() []store.Path {

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"cairn/store/failpoint"
 )
 
 // linker makes files of one object links to the pool. Its caller has the object's lock.
@@ -35,6 +37,7 @@ func (w *linker) link(c *candidate) error {
 		return nil
 	}
 	if err == nil {
+		failpoint.Hit("disk/link/made")
 		err = w.replace(temp, path)
 	}
 	if err != nil {
@@ -71,6 +74,7 @@ func (w *linker) entry(path string, c *candidate) (*poolEntry, error) {
 	}
 	switch {
 	case err == nil:
+		failpoint.Hit("disk/link/pooled")
 		w.op.pool.Store(c.st.Ino, struct{}{})
 		e.st = c.st
 		return e, nil
@@ -142,6 +146,7 @@ func (w *linker) renew(entry, path string, c *candidate) error {
 	if err := os.Link(path, temp); err != nil {
 		return err
 	}
+	failpoint.Hit("disk/link/renewing")
 	w.op.pool.Store(c.st.Ino, struct{}{})
 	return os.Rename(temp, entry)
 }
@@ -162,6 +167,7 @@ func (w *linker) replace(temp, path string) error {
 		defer os.Chmod(dir, 0o555)
 	}
 	err := os.Rename(temp, path)
+	failpoint.Hit("disk/link/renamed")
 	return errors.Join(err, unix.UtimesNanoAt(unix.AT_FDCWD, dir, epoch, unix.AT_SYMLINK_NOFOLLOW))
 }
 
@@ -175,6 +181,7 @@ func (w *linker) begin() error {
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("disk/link/marked")
 	w.busy = busy
 	return f.Close()
 }
@@ -183,5 +190,6 @@ func (w *linker) close() error {
 	if w.busy == "" {
 		return nil
 	}
+	failpoint.Hit("disk/link/done")
 	return os.Remove(w.busy)
 }

@@ -17,6 +17,7 @@ import (
 
 	"cairn/archive/nar"
 	"cairn/store"
+	"cairn/store/failpoint"
 	"cairn/store/meta"
 )
 
@@ -316,6 +317,7 @@ func (s *Store) SweepLinks(ctx context.Context) (freed, saved int64, err error) 
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
+		failpoint.Hit("disk/sweep/link")
 		freed += st.Blocks * 512
 		return nil
 	})

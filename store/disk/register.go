@@ -8,6 +8,7 @@ import (
 
 	"cairn/derivation"
 	"cairn/store"
+	"cairn/store/failpoint"
 	"cairn/store/meta"
 )
 
@@ -100,10 +101,12 @@ func (a *adoption) adopt(o Output) (*pending, func(), error) {
 		release()
 		return nil, nothing, err
 	}
+	failpoint.Hit("disk/register/moved")
 	a.staged[o.Info.Path] = temp
 	p, err := s.pending(o.Info, temp, a.hashes)
 	if err == nil {
 		err = canonicalise(temp)
+		failpoint.Hit("disk/register/canonical")
 	}
 	if err != nil {
 		release()

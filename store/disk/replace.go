@@ -13,6 +13,7 @@ import (
 
 	"cairn/archive/nar"
 	"cairn/store"
+	"cairn/store/failpoint"
 	"cairn/store/meta"
 )
 
@@ -121,16 +122,20 @@ func (s *Store) swap(temp, final string) error {
 	if err := s.flushTrees([]string{temp}); err != nil {
 		return err
 	}
+	failpoint.Hit("disk/replace/flushed")
 	old, err := s.exchange(temp, final)
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("disk/replace/exchanged")
 	if err := s.syncDir(); err != nil || old == "" {
 		return err
 	}
+	failpoint.Hit("disk/replace/named")
 	if old, err = s.toTrash(old); err != nil {
 		return err
 	}
+	failpoint.Hit("disk/replace/trashed")
 	if _, err := removeTree(old); err != nil {
 		s.log.Warn("trash stays", "error", err)
 	}
@@ -143,7 +148,7 @@ func (s *Store) exchange(temp, final string) (string, error) {
 		return "", os.Rename(temp, final)
 	}
 	err := errors.ErrUnsupported
-	if !s.noExchange {
+	if !s.noExchange && failpoint.Err("disk/replace/exchange") == nil {
 		err = retry(func() error {
 			return unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, final, unix.RENAME_EXCHANGE)
 		})
@@ -167,7 +172,9 @@ func (s *Store) exchangeInSteps(temp, final string) (string, error) {
 	if err := s.syncDir(); err != nil {
 		return "", err
 	}
+	failpoint.Hit("disk/replace/next")
 	old, err := s.toTrash(final)
+	failpoint.Hit("disk/replace/away")
 	if err != nil {
 		removeTree(next)
 		return "", err
@@ -196,6 +203,7 @@ func (s *Store) finishInterrupted() error {
 		if err := finish(filepath.Join(s.layout.RealDir, name)); err != nil {
 			return err
 		}
+		failpoint.Hit("disk/recover/finished")
 	}
 	return nil
 }

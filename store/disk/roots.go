@@ -10,6 +10,7 @@ import (
 
 	"cairn/store"
 	"cairn/store/base32"
+	"cairn/store/failpoint"
 	"cairn/store/meta"
 )
 
@@ -81,9 +82,15 @@ func replaceLink(target, link string) error {
 	if err := os.Symlink(target, temp); err != nil {
 		return err
 	}
+	failpoint.Hit("disk/root/made")
 	if err := os.Rename(temp, link); err != nil {
 		os.Remove(temp)
 		return err
 	}
-	return syncFile(filepath.Dir(link))
+	failpoint.Hit("disk/root/renamed")
+	if err := syncFile(filepath.Dir(link)); err != nil {
+		return err
+	}
+	failpoint.Hit("disk/root/named")
+	return nil
 }

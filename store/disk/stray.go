@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cairn/store/failpoint"
 	"cairn/store/meta"
 )
 
@@ -75,5 +76,6 @@ func (s *Store) sweepStray(name string) (int64, error) {
 		return 0, nil
 	}
 	s.log.Info("delete what is no object", "name", name)
+	failpoint.Hit("disk/sweep/stray")
 	return s.deleteTree(s.RealPath(p))
 }

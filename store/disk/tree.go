@@ -10,6 +10,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"cairn/store/failpoint"
 )
 
 // fewEntries is how many files and directories are flushed one by one; a tree or a group of additions
@@ -109,6 +111,7 @@ func emptyDir(at int, name string) (int64, error) {
 		names, err := dir.Readdirnames(1024)
 		for _, n := range names {
 			f, err := removeAt(fd, n)
+			failpoint.Hit("disk/remove/entry")
 			freed += f
 			if err != nil {
 				return freed, fmt.Errorf("%s: %w", n, err)

@@ -37,6 +37,7 @@ import (
 
 	"cairn/store"
 	"cairn/store/disk"
+	"cairn/store/failpoint"
 )
 
 // ErrAlive says that a path cannot be deleted because a root keeps it; the text names the root.
@@ -173,6 +174,7 @@ func (c *collection) mark(ctx context.Context) error {
 			}
 		}
 	}
+	failpoint.Hit("gc/mark/roots")
 	c.progress(PhaseMark, 0, c.disk.Len())
 	if err := c.extend(c.live, from); err != nil {
 		return err
@@ -180,6 +182,7 @@ func (c *collection) mark(ctx context.Context) error {
 	if err := c.disk.Seal(c.live, c.extend); err != nil {
 		return err
 	}
+	failpoint.Hit("gc/mark/sealed")
 	for id := range uint32(c.disk.Len()) {
 		if c.disk.Has(id) && c.live.Has(id) {
 			c.result.Live++
@@ -299,6 +302,7 @@ func (c *collection) sweep(ctx context.Context, ids []uint32) error {
 		if err := c.delete(batch); err != nil {
 			return err
 		}
+		failpoint.Hit("gc/sweep/batch")
 		done += len(batch)
 		c.swept(done, len(ids), begin)
 	}

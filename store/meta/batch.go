@@ -7,6 +7,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 
 	"cairn/store"
+	"cairn/store/failpoint"
 )
 
 // rowOverhead is what a row counts for besides key and value: Badger limits their number, too.
@@ -223,9 +224,13 @@ func (d *DB) commit(group []*request) error {
 			}
 		}
 	}
+	if err := failpoint.Err("meta/commit/begin"); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
 	if err := txn.Commit(); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
+	failpoint.Hit("meta/commit/durable")
 	return nil
 }
 

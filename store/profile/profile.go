@@ -28,6 +28,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"cairn/store/failpoint"
 )
 
 // Errors that callers test for with errors.Is.
@@ -179,12 +181,15 @@ func (p *Profile) New(target string) (Generation, error) {
 		if err != nil {
 			return err
 		}
+		failpoint.Hit("profile/new/numbered")
 		if err := os.Symlink(target, p.Link(n)); err != nil {
 			return err
 		}
+		failpoint.Hit("profile/new/linked")
 		if err := syncDir(p.dir); err != nil {
 			return err
 		}
+		failpoint.Hit("profile/new/named")
 		g, err = p.generation(n)
 		return err
 	})
@@ -248,6 +253,7 @@ func (p *Profile) remember(n int) error {
 		err = cerr
 	}
 	if err == nil {
+		failpoint.Hit("profile/number/written")
 		err = os.Rename(temp, p.lastFile())
 	}
 	if err == nil {
@@ -282,10 +288,16 @@ func (p *Profile) point(number int) error {
 		os.Remove(temp)
 		return fmt.Errorf("%s exists and is no link; move it away", p)
 	}
+	failpoint.Hit("profile/switch/made")
 	if err := os.Rename(temp, p.String()); err != nil {
 		return err
 	}
-	return syncDir(p.dir)
+	failpoint.Hit("profile/switch/renamed")
+	if err := syncDir(p.dir); err != nil {
+		return err
+	}
+	failpoint.Hit("profile/switch/named")
+	return nil
 }
 
 // RollBack switches to the generation before the current one and returns it.
@@ -361,6 +373,7 @@ func (p *Profile) remove(numbers []int) error {
 		if err := os.Remove(p.Link(n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
+		failpoint.Hit("profile/delete/removed")
 	}
 	return syncDir(p.dir)
 }
