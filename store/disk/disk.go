@@ -34,6 +34,8 @@
 //     collection can mark on a snapshot without a lock (collection.go).
 //   - A held object (lease.go) and its closure are never deleted, whether held before or during a collection.
 //   - A digest stands for one path: a second path with the digest of a valid one is refused.
+//   - A store directory with objects is never opened with a new database, for which all of them would be strays
+//     (ErrNoDatabase), and no database is opened whose tables have bytes that are not those written (meta.ErrDamaged).
 //   - Nothing is written when less than the database's reserve of space is free (meta.ErrNoSpace).
 //
 // # Lock order
@@ -79,6 +81,8 @@ var (
 	ErrInUse = errors.New("store is in use")
 	// ErrAlive says that an object cannot be deleted because something needs it.
 	ErrAlive = errors.New("object is needed")
+	// ErrNoDatabase says that there are objects and no database that knows them. Opened with an empty one, all would be strays.
+	ErrNoDatabase = errors.New("the database is lost")
 	// ErrClosed says that the store is closed.
 	ErrClosed = meta.ErrClosed
 )
@@ -164,7 +168,11 @@ func (s *Store) open(ctx context.Context) (err error) {
 	if s.dir, err = os.Open(s.layout.RealDir); err != nil {
 		return err
 	}
-	if s.db, err = meta.Open(filepath.Join(s.layout.StateDir, "db"), s.layout.Dir, &s.opts.Meta); err != nil {
+	if err := checkDatabase(s.layout); err != nil {
+		return err
+	}
+	s.opts.Meta.Fresh = func() error { return checkEmpty(s.layout) }
+	if s.db, err = meta.Open(databaseDir(s.layout), s.layout.Dir, &s.opts.Meta); err != nil {
 		return err
 	}
 	if err := s.load(); err != nil {
@@ -175,6 +183,35 @@ func (s *Store) open(ctx context.Context) (err error) {
 	}
 	return s.loadLeases()
 }
+
+// checkDatabase refuses to let Badger make a new database for a store directory that has objects.
+func checkDatabase(l Layout) error {
+	exists, err := meta.Exists(databaseDir(l))
+	if exists || err != nil {
+		return err
+	}
+	return checkEmpty(l)
+}
+
+// checkEmpty refuses a store directory that has objects. A store's first database is made before its first object.
+func checkEmpty(l Layout) error {
+	object := ""
+	err := readNames(l.RealDir, func(names []string) error {
+		for _, name := range names {
+			if _, err := l.Dir.Path(name); err == nil {
+				object = name
+			}
+		}
+		return nil
+	})
+	if err != nil || object == "" {
+		return err
+	}
+	return fmt.Errorf("%w: %s has none, but %s has objects, %s for one, which an empty database would not know and which would be deleted; "+
+		"nothing was changed", ErrNoDatabase, databaseDir(l), l.RealDir, object)
+}
+
+func databaseDir(l Layout) string { return filepath.Join(l.StateDir, "db") }
 
 // Close waits for what is under way and closes the store.
 // Additions that come later fail with ErrClosed.

@@ -38,6 +38,8 @@
 //     batch is tried below the reserve of free space (ErrNoSpace), batches that only delete may use the
 //     reserve, a ballast file is given up when even that is gone and comes back when there is room, and
 //     nothing is opened or closed without room for the tables that Badger writes then.
+//   - Badger ends a scan early at a block whose checksum is wrong, without an error, and whoever scans would take the
+//     rows behind it for deleted. Hence all blocks are checked before the database is opened (ErrDamaged; check.go).
 //   - One process. The directory is locked.
 //
 // Values stay below Badger's value threshold; the value log holds nothing and needs no collection.
@@ -53,6 +55,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
@@ -69,6 +72,8 @@ var (
 	ErrNoSpace = errors.New("no space left")
 	// ErrTooLarge says that a batch does not fit into one transaction.
 	ErrTooLarge = errors.New("batch is too large for one transaction")
+	// ErrDamaged says that the database's files are not as they were written.
+	ErrDamaged = errors.New("database is damaged")
 	// ErrClosed says that the database is closed.
 	ErrClosed = errors.New("database is closed")
 )
@@ -96,6 +101,8 @@ type Options struct {
 	Reserve int64
 	// Ballast is the size of the file given up when the disk is full; default a memtable and 8 MiB, negative: none.
 	Ballast int64
+	// Fresh is asked before a database without settings, as a new one is, gets them; its error is returned. Default: fine.
+	Fresh func() error
 }
 
 // DB is an open database.
@@ -131,6 +138,9 @@ func Open(dir string, storeDir store.Dir, opts *Options) (*DB, error) {
 	if err := d.roomToOpen(); err != nil {
 		return nil, fmt.Errorf("open database %s: %w", dir, err)
 	}
+	if err := checkTables(dir); err != nil {
+		return nil, fmt.Errorf("open database %s: %w", dir, err)
+	}
 	if err := d.openBadger(); err != nil {
 		return nil, fmt.Errorf("open database %s: %w", dir, err)
 	}
@@ -145,6 +155,15 @@ func Open(dir string, storeDir store.Dir, opts *Options) (*DB, error) {
 	d.lookAfter()
 	go d.run()
 	return d, nil
+}
+
+// Exists reports whether there is a database in the directory dir, whole or not.
+func Exists(dir string) (bool, error) {
+	_, err := os.Stat(filepath.Join(dir, badger.ManifestFilename))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 func withDefaults(opts *Options) Options {
@@ -176,11 +195,25 @@ func (d *DB) openBadger() error {
 		if err = removeEmpty(d.dir); err != nil {
 			return err
 		}
-		if d.badger, err = badger.Open(d.badgerOptions()); err == nil {
+		if err = d.tryBadger(); err == nil {
 			return nil
 		}
 		d.opts.Logger.Warn("open database: trying again", "dir", d.dir, "error", err)
 	}
+	if _, system := errors.AsType[syscall.Errno](err); system {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrDamaged, err)
+}
+
+// tryBadger opens it. Badger panics at some damages, too.
+func (d *DB) tryBadger() (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("read tables: %v", r)
+		}
+	}()
+	d.badger, err = badger.Open(d.badgerOptions())
 	return err
 }
 
@@ -216,6 +249,11 @@ func removeEmpty(dir string) error {
 func (d *DB) checkSettings() error {
 	schema, err := d.get(settingKey("schema"))
 	if errors.Is(err, ErrNotFound) {
+		if d.opts.Fresh != nil {
+			if err := d.opts.Fresh(); err != nil {
+				return err
+			}
+		}
 		return d.writeSettings()
 	}
 	if err != nil {

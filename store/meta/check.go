@@ -1,0 +1,118 @@
+package meta
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/fb"
+	"github.com/dgraph-io/badger/v4/table"
+)
+
+// checkTables reads all tables that the manifest lists, before Badger does: it trusts offsets that it reads, in goroutines
+// of its own, whose panics end the process. A database without manifest has no tables.
+//
+// A table is blocks, index (a flat buffer that says where each block is), length of the index u32, its checksum, length of that u32;
+// a block is entries, their offsets, their number u32, checksum, length of that u32. All numbers are big-endian.
+func checkTables(dir string) error {
+	f, err := os.Open(filepath.Join(dir, badger.ManifestFilename))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	manifest, _, err := badger.ReplayManifestFile(f, 0, badger.Options{})
+	if err != nil {
+		return fmt.Errorf("%w: manifest: %w", ErrDamaged, err)
+	}
+	for id := range manifest.Tables {
+		name := table.NewFilename(id, dir)
+		switch err := checkTable(name); {
+		case errors.Is(err, os.ErrNotExist), errors.Is(err, errTable):
+			return fmt.Errorf("%w: table %s: %w", ErrDamaged, filepath.Base(name), err)
+		case err != nil:
+			return err
+		}
+	}
+	return nil
+}
+
+// errTable says that a table's bytes are not those that were written.
+var errTable = errors.New("its bytes have changed")
+
+func checkTable(name string) (err error) {
+	data, err := os.ReadFile(name) // a few MiB
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if r := recover(); r != nil { // an index with a right checksum and wrong contents
+			err = fmt.Errorf("%w: index: %v", errTable, r)
+		}
+	}()
+	body, sum, err := cutChecksum(data)
+	if err != nil {
+		return err
+	}
+	if len(body) < 4 {
+		return errTable
+	}
+	body, size := body[:len(body)-4], int(binary.BigEndian.Uint32(body[len(body)-4:]))
+	if size < 8 || size > len(body) || checksum(body[len(body)-size:]) != sum {
+		return fmt.Errorf("%w: index", errTable)
+	}
+	blocks, index := body[:len(body)-size], fb.GetRootAsTableIndex(body[len(body)-size:], 0)
+	var at fb.BlockOffset
+	for i := range index.OffsetsLength() {
+		if !index.Offsets(&at, i) {
+			return errTable
+		}
+		start, end := uint64(at.Offset()), uint64(at.Offset())+uint64(at.Len())
+		if end > uint64(len(blocks)) {
+			return fmt.Errorf("%w: offset of block %d", errTable, i)
+		}
+		block, sum, err := cutChecksum(blocks[start:end])
+		if err != nil || checksum(block) != sum {
+			return fmt.Errorf("%w: block %d", errTable, i)
+		}
+	}
+	return nil
+}
+
+// cutChecksum splits what ends with a checksum and its length.
+func cutChecksum(b []byte) (rest []byte, sum uint64, err error) {
+	if len(b) < 4 {
+		return nil, 0, errTable
+	}
+	b, size := b[:len(b)-4], uint64(binary.BigEndian.Uint32(b[len(b)-4:]))
+	if size > 16 || size > uint64(len(b)) {
+		return nil, 0, errTable
+	}
+	sum, err = decodeChecksum(b[uint64(len(b))-size:])
+	return b[:uint64(len(b))-size], sum, err
+}
+
+// decodeChecksum decodes Badger's protobuf message Checksum: 1 is the algorithm, left out when it is 0, CRC-32C; 2 is the sum.
+func decodeChecksum(b []byte) (sum uint64, err error) {
+	if len(b) == 0 {
+		return 0, nil // a sum of 0
+	}
+	if b[0] != 2<<3 {
+		return 0, errTable
+	}
+	sum, n := binary.Uvarint(b[1:])
+	if n != len(b)-1 {
+		return 0, errTable
+	}
+	return sum, nil
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func checksum(b []byte) uint64 { return uint64(crc32.Checksum(b, castagnoli)) }
