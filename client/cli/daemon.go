@@ -47,8 +47,9 @@ Settings are Nix's: nix.conf in the configuration directory (NIX_CONF_DIR), the 
 files, NIX_CONFIG, and the options of this command, which come last. 'cairn config show'
 lists them all, with where each value comes from.
 
-When the directories of the store or of its state are deleted while it runs, the
-next client finds an empty store.
+When the directories of the store and of its state are deleted while it runs, the
+next client finds an empty store. Objects without the database that knows them are
+left alone: the daemon ends, and does not start until there is one.
 
 With SIGTERM it takes no new connections, lets requests finish for up to two
 minutes, and exits. Under systemd it says when it is ready.
