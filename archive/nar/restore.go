@@ -15,7 +15,24 @@ type RestoreOptions struct {
 	// Sync makes every file and directory durable before Restore returns,
 	// except for the name of the tree in its parent.
 	Sync bool
+	// Sums are written the bytes of the archive, in order, each by one goroutine at a time; what they return as an error Restore does.
+	Sums []io.Writer
+	// Files makes regular files instead of Restore, which is for making them links.
+	Files Files
 }
+
+// Files makes the regular files of a tree. Its methods are called by several goroutines at once.
+type Files interface {
+	// Make makes a file called name in the directory at, as MakeFile does: when it fails it leaves nothing. The data may be
+	// used until it returns.
+	Make(at int, name string, executable bool, data []byte) error
+	// Large returns what is written the data of a file that is too large to be made at once; Restore makes it. When it has its
+	// final metadata, sealed is called. Both may be nil.
+	Large(size int64, executable bool) (data io.Writer, sealed func(at int, name string) error)
+}
+
+// smallFile is up to which size a file is made in one piece.
+const smallFile = bulk / 4
 
 // Restore reads exactly one archive and makes its tree at path, which must not exist.
 // The parent is opened once; everything below is made relative to handles of directories that
@@ -32,24 +49,33 @@ func Restore(r io.Reader, path string, opts *RestoreOptions) error {
 		return fmt.Errorf("restore %s: open %s: %w", path, orDot(dir), err)
 	}
 	defer unix.Close(at)
-	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
-	t := &restorer{src: NewReader(r), at: at, base: base, buf: *buf}
-	t.sync = opts != nil && opts.Sync
-	if err := t.run(); err != nil {
-		return errors.Join(fmt.Errorf("restore %s: %w", path, err), t.abort())
+	var o RestoreOptions
+	if opts != nil {
+		o = *opts
+	}
+	t := &restorer{base: base, planter: planter{sync: o.Sync, files: o.Files}}
+	t.parent = newFolder(at) // which is never left
+	t.tape = newTape(r, o.Sums, t.dispatch, t.planter.fail)
+	t.src = NewReader(t.tape)
+	err = t.run()
+	if e := t.finish(err); err == nil || errors.Is(e, errStopped) {
+		err = e
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("restore %s: %w", path, err), t.abort(at))
 	}
 	return nil
 }
 
+// restorer reads an archive and hands what is in it over to a planter.
 type restorer struct {
-	src  *Reader
-	at   int    // the parent
-	base string // the tree's name in it
-	made bool   // the tree exists
-	sync bool
-	dirs []int // handles of the directories that are open, outermost first
-	buf  []byte
+	planter
+	tape   *tape
+	src    *Reader
+	base   string    // the tree's name
+	parent *folder   // in which it is
+	dirs   []*folder // that are open, outermost first
+	batch  *batch    // of files in the tape's current block; nil when there are none
 }
 
 func (t *restorer) run() error {
@@ -62,154 +88,159 @@ func (t *restorer) run() error {
 			return err
 		}
 		if h == nil {
-			err = t.leave()
+			t.leave()
 		} else if err = t.make(h); err != nil {
-			err = fmt.Errorf("make %s %q: %w", h.Type, h.Path, err)
-		}
-		if err != nil {
 			return err
 		}
+		if t.stopped() {
+			return errStopped
+		}
 	}
+}
+
+// finish waits for everything that is under way, and returns the first error of what goes on beside the reading.
+func (t *restorer) finish(err error) error {
+	if err != nil {
+		t.planter.fail(err)
+	}
+	for len(t.dirs) > 0 {
+		t.leave()
+	}
+	t.last()
+	t.planter.wait()
+	t.tape.close()
+	return t.planter.first()
 }
 
 func (t *restorer) make(h *Header) error {
-	at, name := t.at, t.base
+	dir, name := t.parent, t.base
 	if len(t.dirs) > 0 {
-		at = t.dirs[len(t.dirs)-1]
+		dir = t.dirs[len(t.dirs)-1]
 		name = h.Path[strings.LastIndexByte(h.Path, '/')+1:]
 	}
-	switch h.Type {
-	case Regular:
-		return t.regular(at, name, h)
-	case Symlink:
-		return t.symlink(at, name, h.Target)
+	var err error
+	switch {
+	case h.Type == Directory:
+		err = t.directory(dir, name)
+	case h.Type == Regular && h.Size > smallFile:
+		err = t.large(dir, name, h)
+	default:
+		err = t.small(dir, name, h)
 	}
-	return t.directory(at, name)
-}
-
-func (t *restorer) regular(at int, name string, h *Header) error {
-	fd := -1
-	err := retry(func() (err error) {
-		fd, err = unix.Openat(at, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	t.made = true
-	mode := uint32(0o444)
-	if h.Executable {
-		mode = 0o555
-	}
-	err = t.data(fd)
-	if err == nil {
-		err = t.seal(fd, mode)
-	}
-	if e := unix.Close(fd); err == nil && e != unix.EINTR {
-		err = e
+	if err != nil && !errors.Is(err, t.src.err) {
+		err = makeError(h.Type, h.Path, err)
 	}
 	return err
 }
 
-// data copies the current file to fd.
-func (t *restorer) data(fd int) error {
-	for {
-		n, err := t.fill()
-		if werr := writeAll(fd, t.buf[:n]); werr != nil {
-			return werr
-		}
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
+func makeError(kind Type, path string, err error) error {
+	return fmt.Errorf("make %s %q: %w", kind, path, err)
 }
 
-// fill reads as much of the current file as the buffer holds.
-func (t *restorer) fill() (int, error) {
-	at := 0
-	for at < len(t.buf) {
-		n, err := t.src.Read(t.buf[at:])
-		at += n
-		if err != nil {
-			return at, err
+// small leaves a small file, or a link, to the planter.
+func (t *restorer) small(dir *folder, name string, h *Header) error {
+	j := job{header: h, dir: dir, name: name}
+	if h.Type == Regular {
+		room := t.tape.room(int(h.Size))[:h.Size]
+		for at := 0; at < len(room); {
+			n, err := t.data(room[at:])
+			if at += n; err != nil {
+				return err
+			}
 		}
+		j.data = room
 	}
-	return at, nil
-}
-
-func writeAll(fd int, b []byte) error {
-	for len(b) > 0 {
-		n, err := unix.Write(fd, b)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		b = b[n:]
+	if t.batch == nil {
+		t.batch = newBatch(t.tape.cur)
+	}
+	dir.users.Add(1)
+	if t.batch.jobs = append(t.batch.jobs, j); len(t.batch.jobs) == cap(t.batch.jobs) {
+		t.dispatch()
 	}
 	return nil
 }
 
-// epoch is one second after the epoch, for access and modification.
-var epoch = []unix.Timespec{{Sec: 1}, {Sec: 1}}
-
-// seal gives an open object its final metadata.
-func (t *restorer) seal(fd int, mode uint32) error {
-	if err := unix.Fchmod(fd, mode); err != nil {
-		return err
+// data reads data of the current file into room, which is the tape's.
+func (t *restorer) data(room []byte) (int, error) {
+	src := t.src.src
+	t.src.src = t.tape.src // what is in the block need not be copied there
+	n, err := t.src.Read(room)
+	t.src.src = src
+	t.tape.cur.fill += n
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF // of more than there is
 	}
-	if err := unix.UtimesNanoAt(fd, "", epoch, unix.AT_EMPTY_PATH); err != nil {
-		return err
-	}
-	if !t.sync {
-		return nil
-	}
-	return retry(func() error { return unix.Fsync(fd) })
+	return n, err
 }
 
-func (t *restorer) symlink(at int, name, target string) error {
-	if err := retry(func() error { return unix.Symlinkat(target, at, name) }); err != nil {
-		return err
+// dispatch gives the files of the current block to a worker.
+func (t *restorer) dispatch() {
+	if b := t.batch; b != nil {
+		t.batch = nil
+		t.plant(b)
 	}
-	t.made = true
-	return unix.UtimesNanoAt(at, name, epoch, unix.AT_SYMLINK_NOFOLLOW)
 }
 
-// directory makes a directory that its owner can write until it is left.
-func (t *restorer) directory(at int, name string) error {
-	if err := retry(func() error { return unix.Mkdirat(at, name, 0o755) }); err != nil {
-		return err
+// last is dispatch for the last batch, which is often the only one.
+func (t *restorer) last() {
+	if b := t.batch; b != nil {
+		t.batch = nil
+		t.work(b)
 	}
-	t.made = true
-	fd, err := open(at, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+}
+
+// large makes a file while it is read.
+func (t *restorer) large(dir *folder, name string, h *Header) error {
+	f, err := t.planter.large(dir, name, h)
 	if err != nil {
 		return err
 	}
-	t.dirs = append(t.dirs, fd)
+	defer f.end()
+	for left := h.Size; left > 0; {
+		room := t.tape.room(1)
+		at := t.tape.cur.fill
+		n, err := t.data(room[:min(int64(len(room)), left)])
+		left -= int64(n)
+		if n > 0 {
+			f.write(t.tape.cur, (*t.tape.cur.buf)[at:at+n])
+		}
+		if err != nil {
+			return err
+		}
+		if t.stopped() {
+			return errStopped
+		}
+	}
 	return nil
 }
 
-// leave finishes the innermost directory.
-func (t *restorer) leave() error {
-	fd := t.dirs[len(t.dirs)-1]
-	t.dirs = t.dirs[:len(t.dirs)-1]
-	defer unix.Close(fd)
-	return t.seal(fd, 0o555)
+// directory makes a directory that its owner can write until nothing is made in it any more.
+func (t *restorer) directory(dir *folder, name string) error {
+	if err := retry(func() error { return unix.Mkdirat(dir.fd, name, 0o755) }); err != nil {
+		return err
+	}
+	t.made.Store(true)
+	fd, err := open(dir.fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	if err != nil {
+		return err
+	}
+	t.dirs = append(t.dirs, newFolder(fd))
+	return nil
 }
 
-// abort closes the handles and removes what was made.
-func (t *restorer) abort() error {
-	for _, fd := range t.dirs {
-		unix.Close(fd)
-	}
-	if !t.made {
+// leave says that nothing more comes for the innermost directory.
+func (t *restorer) leave() {
+	dir := t.dirs[len(t.dirs)-1]
+	t.dirs = t.dirs[:len(t.dirs)-1]
+	t.done(dir)
+}
+
+// abort removes what was made.
+func (t *restorer) abort(at int) error {
+	if !t.made.Load() {
 		return nil
 	}
-	return remove(t.at, t.base)
+	return remove(at, t.base)
 }
 
 // remove deletes a tree, directories without write permission included.

@@ -127,12 +127,11 @@ func (s *Store) holdRefs(self store.Path, refs []store.Path, together map[store.
 // receive restores a NAR at temp and checks it against info, whose size is filled in when it is zero.
 func (s *Store) receive(ctx context.Context, info *store.Info, temp string, r io.Reader) error {
 	check := newContentCheck(info)
-	in := s.newIntake(ctx, r, check.writers()...)
-	if err := nar.Restore(in, temp, nil); err != nil {
+	narHash, size, err := s.restore(ctx, temp, r, check.writers()...)
+	if err != nil {
 		return err
 	}
 	failpoint.Hit("disk/add/received")
-	narHash, size := in.sum()
 	if narHash != info.NarHash {
 		return fmt.Errorf("nar has %s, announced was %s: %w", narHash, info.NarHash, store.ErrHashMismatch)
 	}
@@ -141,6 +140,16 @@ func (s *Store) receive(ctx context.Context, info *store.Info, temp string, r io
 	}
 	info.NarSize = size
 	return check.verify(info, temp)
+}
+
+// restore makes the tree of a NAR at temp and returns the archive's hash and size. Others are written the archive, too.
+func (s *Store) restore(ctx context.Context, temp string, r io.Reader, others ...io.Writer) (store.Hash, int64, error) {
+	sum := store.SHA256.New()
+	in := s.newIntake(ctx, r)
+	if err := nar.Restore(in, temp, &nar.RestoreOptions{Sums: append([]io.Writer{sum}, others...)}); err != nil {
+		return store.Hash{}, 0, err
+	}
+	return store.NewHash(store.SHA256, sum.Sum(nil)), in.size, nil
 }
 
 // pending makes the row of an object whose tree is at temp.
@@ -248,13 +257,12 @@ func (c *counter) Write(p []byte) (int, error) {
 func (s *Store) addLargeFile(ctx context.Context, name string, method store.Method, algo store.Algorithm, refs []store.Path, r io.Reader) (*store.Info, error) {
 	temp := s.temp()
 	defer removeTree(temp)
-	in := s.newIntake(ctx, r)
-	in.hash = algo.New()
-	if err := spool(temp, in); err != nil {
+	sum := algo.New()
+	if err := spool(temp, io.TeeReader(s.newIntake(ctx, r), sum)); err != nil {
 		return nil, noSpace(err)
 	}
 	failpoint.Hit("disk/add/spooled")
-	contents := in.hashOf(algo)
+	contents := store.NewHash(algo, sum.Sum(nil))
 	c := counter{h: store.SHA256.New()}
 	if err := nar.Dump(&c, temp); err != nil {
 		return nil, err
@@ -270,19 +278,18 @@ func (s *Store) addLargeFile(ctx context.Context, name string, method store.Meth
 func (s *Store) addNAR(ctx context.Context, name string, algo store.Algorithm, refs []store.Path, r io.Reader) (*store.Info, error) {
 	temp := s.temp()
 	defer removeTree(temp)
-	var other hash.Hash
-	in := s.newIntake(ctx, r)
+	var others []io.Writer
+	other := algo.New()
 	if algo != store.SHA256 {
-		other = algo.New()
-		in.others = append(in.others, other)
+		others = append(others, other)
 	}
-	if err := nar.Restore(in, temp, nil); err != nil {
+	narHash, size, err := s.restore(ctx, temp, r, others...)
+	if err != nil {
 		return nil, noSpace(err)
 	}
 	failpoint.Hit("disk/add/streamed")
-	narHash, size := in.sum()
 	contents := narHash
-	if other != nil {
+	if algo != store.SHA256 {
 		contents = store.NewHash(algo, other.Sum(nil))
 	}
 	info, err := s.contentInfo(name, store.ContentAddress{Method: store.Recursive, Hash: contents}, refs, narHash, size)
@@ -392,20 +399,17 @@ func (s *Store) addPlain(ctx context.Context, name string, method store.Method, 
 	return s.AddStream(ctx, name, method, algo, refs, f)
 }
 
-// intake passes a stream on while it hashes, counts, and watches free space and the context.
+// intake passes a stream on while it counts, and watches free space and the context.
 type intake struct {
-	ctx    context.Context
-	s      *Store
-	src    io.Reader
-	hash   hash.Hash
-	others []io.Writer
-	size   int64
-	next   int64 // where free space is looked at again
-	buf    []byte
+	ctx  context.Context
+	s    *Store
+	src  io.Reader
+	size int64
+	next int64 // where free space is looked at again
 }
 
-func (s *Store) newIntake(ctx context.Context, r io.Reader, others ...io.Writer) *intake {
-	return &intake{ctx: ctx, s: s, src: r, hash: store.SHA256.New(), others: others, buf: make([]byte, 0, 16<<10)}
+func (s *Store) newIntake(ctx context.Context, r io.Reader) *intake {
+	return &intake{ctx: ctx, s: s, src: r}
 }
 
 func (t *intake) Read(p []byte) (int, error) {
@@ -417,7 +421,6 @@ func (t *intake) Read(p []byte) (int, error) {
 	}
 	n, err := t.src.Read(p)
 	t.size += int64(n)
-	t.consume(p[:n])
 	return n, err
 }
 
@@ -426,38 +429,4 @@ func (t *intake) check() error {
 		return err
 	}
 	return t.s.Room()
-}
-
-// consume hashes in large pieces, since archives are read in small ones.
-func (t *intake) consume(p []byte) {
-	if len(t.buf)+len(p) <= cap(t.buf) {
-		t.buf = append(t.buf, p...)
-		return
-	}
-	t.drain()
-	if len(p) < cap(t.buf)/2 {
-		t.buf = append(t.buf, p...)
-		return
-	}
-	t.write(p)
-}
-
-func (t *intake) drain() {
-	t.write(t.buf)
-	t.buf = t.buf[:0]
-}
-
-func (t *intake) write(p []byte) {
-	t.hash.Write(p)
-	for _, w := range t.others {
-		w.Write(p)
-	}
-}
-
-// sum returns hash and size of what was read.
-func (t *intake) sum() (store.Hash, int64) { return t.hashOf(store.SHA256), t.size }
-
-func (t *intake) hashOf(a store.Algorithm) store.Hash {
-	t.drain()
-	return store.NewHash(a, t.hash.Sum(nil))
 }
