@@ -70,6 +70,10 @@ func (c *Conn) AddFrom(ctx context.Context, infos []*store.Info, from store.Read
 // AddToStore adds contents under a name and returns what became of them.
 // What r gives is the file's bytes for store.Text and store.Flat, a NAR for store.Recursive.
 func (c *Conn) AddToStore(ctx context.Context, name string, method store.Method, algo store.Algorithm, refs []store.Path, r io.Reader) (*store.Info, error) {
+	return c.addToStore(ctx, name, method, algo, refs, copyAll(r))
+}
+
+func (c *Conn) addToStore(ctx context.Context, name string, method store.Method, algo store.Algorithm, refs []store.Path, body func(io.Writer) error) (*store.Info, error) {
 	var info *store.Info
 	err := c.do(ctx, &call{
 		op: protocol.OpAddToStore, what: "add " + name, since: 25,
@@ -79,7 +83,7 @@ func (c *Conn) AddToStore(ctx context.Context, name string, method store.Method,
 			e.Paths(refs)
 			e.Bool(false)
 		},
-		body:  copyAll(r),
+		body:  body,
 		reply: func(d *protocol.Decoder) { info = d.KeyedInfo() },
 	})
 	if err != nil {

@@ -26,6 +26,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 
 	"cairn/archive/wire"
@@ -67,6 +68,7 @@ type Options struct {
 // Conn is a session with a daemon. It is safe for concurrent use.
 type Conn struct {
 	rw      io.ReadWriteCloser
+	out     passer
 	dir     store.Dir
 	opts    Options
 	answer  protocol.Answer
@@ -121,7 +123,11 @@ func (c *Conn) handshake(ctx context.Context) error {
 	if hello.Features == nil {
 		hello.Features = []protocol.Feature{protocol.FeatureCairn, protocol.FeatureDeleteReferrers}
 	}
-	r, w := wire.NewReader(c.rw), wire.NewWriter(c.rw)
+	if _, ok := c.rw.(*net.UnixConn); ok && c.opts.Features == nil {
+		hello.Features = append(hello.Features, protocol.FeatureDescriptor)
+	}
+	c.out.Writer = c.rw
+	r, w := wire.NewReader(c.rw), wire.NewWriter(&c.out)
 	answer, err := hello.Handshake(r, w)
 	if err != nil {
 		return fmt.Errorf("handshake: %w", c.cause(ctx, err))
@@ -166,6 +172,7 @@ type call struct {
 	reply   func(*protocol.Decoder)  // reads the reply after Last
 	bulk    func(*wire.Reader) error // reads what follows the reply and has no length
 	obs     Observer                 // instead of the connection's
+	file    *os.File                 // handed over with the request; nil: none
 }
 
 // do runs one operation.
@@ -233,6 +240,7 @@ func (c *Conn) end(why error) {
 }
 
 func (c *Conn) exchange(k *call) error {
+	c.out.file = k.file
 	c.e.Uint64(uint64(k.op))
 	if k.fields != nil {
 		k.fields(c.e)

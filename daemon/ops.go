@@ -94,6 +94,7 @@ var operations = []operation{
 	{op: protocol.OpQueryClosure, name: "QueryClosure", verb: archive.Connect, feature: protocol.FeatureCairn, handle: on((*protocol.Decoder).Paths, (*session).queryClosure)},
 	{op: protocol.OpVerify, name: "Verify", verb: archive.Verify, feature: protocol.FeatureCairn, long: true, handle: on(readCollect, (*session).verify)},
 	{op: protocol.OpOptimise, name: "Optimise", verb: archive.Verify, feature: protocol.FeatureCairn, long: true, handle: on(none, (*session).optimise)},
+	{op: protocol.OpAddOpen, name: "AddOpen", verb: archive.Add, feature: protocol.FeatureDescriptor, long: true, handle: on(readOpen, (*session).addOpen)},
 }
 
 // find returns the row of an operation, or nil when the session has none.

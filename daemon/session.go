@@ -49,6 +49,7 @@ type session struct {
 	beat   *time.Timer       // of the next sign of life; nil: nobody wants one
 	within atomic.Bool       // a request
 	upload *wire.FrameReader // of the request under way
+	passed descriptors
 
 	mu     sync.Mutex // guards what follows
 	busy   string     // the operation under way
@@ -104,6 +105,7 @@ func (x *session) end() {
 	ended := x.ended
 	x.mu.Unlock()
 	x.conn.Close()
+	x.passed.drop()
 	for _, f := range ended {
 		f()
 	}
@@ -140,6 +142,9 @@ func (x *session) handshake(refused error) (protocol.Format, error) {
 	if x.peer.inside != nil {
 		hello.Features = slices.DeleteFunc(hello.Features, func(f protocol.Feature) bool { return f == protocol.FeatureCairn })
 	}
+	if _, ok := x.conn.(*net.UnixConn); !ok || x.peer.inside != nil {
+		hello.Features = slices.DeleteFunc(hello.Features, func(f protocol.Feature) bool { return f == protocol.FeatureDescriptor })
+	}
 	if x.rights == archive.All {
 		hello.Trust = protocol.Trusted
 	}
@@ -150,6 +155,7 @@ func (x *session) handshake(refused error) (protocol.Format, error) {
 	}
 	x.d, x.e = protocol.NewDecoder(r, f), protocol.NewEncoder(w, f)
 	x.d.Reserve = x.memory.take
+	x.passed.wanted = f.Has(protocol.FeatureDescriptor)
 	x.tunnel = newTunnel(x.e)
 	if f.Has(protocol.FeatureHeartbeat) {
 		x.beat = time.AfterFunc(time.Hour, x.heartbeat)
@@ -184,7 +190,11 @@ func (p *patient) Read(b []byte) (int, error) {
 	} else {
 		c.SetReadDeadline(time.Time{})
 	}
-	n, err := c.Read(b)
+	read := c.Read
+	if uc, ok := c.(*net.UnixConn); ok && p.passed.wanted {
+		read = func(b []byte) (int, error) { return p.passed.read(uc, b) }
+	}
+	n, err := read(b)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		err = fmt.Errorf("the client has sent nothing for %v: %w", p.server.opts.MaxStall, err)
 	}
@@ -273,6 +283,7 @@ func (x *session) request(op *operation) error {
 	x.d.Reset(protocol.MaxRequest)
 	x.upload = nil
 	defer x.memory.release()
+	defer x.passed.drop()
 	run := op.handle(x)
 	framed := op.framed != 0 && x.d.Version >= protocol.Minor(op.framed)
 	inline := op.framed != 0 && !framed && (op.pulled == 0 || x.d.Version < protocol.Minor(op.pulled))

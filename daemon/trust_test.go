@@ -137,6 +137,10 @@ func requestOf(op protocol.Op, e *protocol.Encoder, p store.Path) (upload []byte
 		e.Paths(nil)
 		e.Bool(false)
 		return []byte("x"), true
+	case protocol.OpAddOpen:
+		e.Text("z")
+		e.Method(store.Flat, store.SHA256)
+		e.Paths(nil)
 	case protocol.OpAddTextToStore:
 		e.Text("y")
 		e.Text("y")
@@ -247,7 +251,7 @@ func TestVerbsOfOperations(t *testing.T) {
 		}
 		ask := func(conn net.Conn) error {
 			defer conn.Close()
-			features := []protocol.Feature{protocol.FeatureCairn}
+			features := []protocol.Feature{protocol.FeatureCairn, protocol.FeatureDescriptor}
 			if err := rawOn(t, conn, 38, features...).outcome(row, p); err != nil {
 				return err
 			}

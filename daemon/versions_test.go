@@ -77,11 +77,11 @@ func (d dialect) byPath() bool { return len(d.features) > 0 }
 func (d dialect) hello(name string) (request, answer []byte) {
 	q, a := list{0x6e697863, 0x100 | d.minor}, list{0x6478696f, 0x126}
 	if d.minor >= 38 {
-		q, a = append(q, len(d.features)), append(a, 4)
+		q, a = append(q, len(d.features)), append(a, 5)
 		for _, f := range d.features {
 			q = append(q, string(f))
 		}
-		for _, f := range []string{"cairn-1", "cairn-heartbeat-1", "delete-dead-specific-referrers", "realisation-with-path-not-hash"} {
+		for _, f := range []string{"cairn-1", "cairn-descriptor-1", "cairn-heartbeat-1", "delete-dead-specific-referrers", "realisation-with-path-not-hash"} {
 			a = append(a, f)
 		}
 	}

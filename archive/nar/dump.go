@@ -41,6 +41,46 @@ func Dump(w io.Writer, path string) error {
 	return nil
 }
 
+// DumpOpen writes the archive of the directory that f is, as Dump does.
+func DumpOpen(w io.Writer, f *os.File) error {
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	d := &dumper{dst: w, buf: *buf}
+	if err := d.root(int(f.Fd()), "."); err != nil {
+		return fmt.Errorf("dump %s: %w", filepath.Join(append([]string{f.Name()}, d.names...)...), err)
+	}
+	return nil
+}
+
+// NewFileReader returns the archive of a regular file of size bytes, which r gives; it may have more.
+func NewFileReader(r io.Reader, size int64, executable bool) io.Reader {
+	head := groupStart + tokenRegular + tokenContents
+	if executable {
+		head = groupStart + tokenRegular + groupExecutable
+	}
+	head += string(binary.LittleEndian.AppendUint64(nil, uint64(size)))
+	tail := string(make([]byte, wire.Padding(uint64(size)))) + tokenClose
+	return io.MultiReader(strings.NewReader(head), &exactly{r, size}, strings.NewReader(tail))
+}
+
+// exactly reads left bytes, or fails.
+type exactly struct {
+	r    io.Reader
+	left int64
+}
+
+func (e *exactly) Read(p []byte) (int, error) {
+	if e.left == 0 {
+		return 0, io.EOF
+	}
+	n, err := e.r.Read(p[:min(int64(len(p)), e.left)])
+	e.left -= int64(n)
+	if err == io.EOF && e.left > 0 {
+		err = errChanged
+	}
+	return n, err
+}
+
 func orDot(dir string) string {
 	if dir == "" {
 		return "."

@@ -32,7 +32,12 @@
 // # File systems
 //
 // Dump reads a tree and Restore makes one, both relative to directory handles and without following a
-// symbolic link below the given path. Restore creates every name exclusively, so an archive cannot write
+// symbolic link below the given path.
+//
+// Restore reads in one goroutine, and passes the archive on in a fixed number of blocks (tape.go): to the sums, one goroutine each, and
+// to workers that make the files of a block together (plant.go). Only a file larger than a quarter of a block is written as it comes.
+// An archive that fits into one block is done in the caller's goroutine. Nothing is copied but once into a block,
+// and an archive of any size takes maxBlocks of memory. Restore creates every name exclusively, so an archive cannot write
 // outside its target even when somebody else changes the tree meanwhile. What it makes is canonical: files 0444
 // or 0555, directories 0555, modification times one second after the epoch.
 // Only the owner's execute bit survives of a file's metadata.

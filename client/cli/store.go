@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -12,7 +11,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"cairn/archive/nar"
 	"cairn/client"
 	"cairn/daemon/protocol"
 	"cairn/store"
@@ -91,41 +89,18 @@ func addFile(ctx context.Context, s *session, env *Env, o *storeAddOptions, arg 
 	if err := store.CheckName(name); err != nil {
 		return store.Path{}, hinted(fmt.Errorf("add %s: %w", arg, err), "--name gives it another name")
 	}
-	method, open := store.Recursive, openNAR
+	method := store.Recursive
 	if o.flat {
-		method, open = store.Flat, openRegular
+		method = store.Flat
 	}
-	r, err := open(env.path(arg))
+	info, err := s.AddFile(ctx, name, method, store.SHA256, nil, env.path(arg))
 	if err != nil {
-		return store.Path{}, fmt.Errorf("add %s: %w", arg, err)
-	}
-	defer r.Close()
-	info, err := s.AddToStore(ctx, name, method, store.SHA256, nil, r)
-	if err != nil {
+		if fi, statErr := os.Lstat(env.path(arg)); o.flat && statErr == nil && !fi.Mode().IsRegular() {
+			err = hinted(err, "leave out --flat")
+		}
 		return store.Path{}, err
 	}
 	return info.Path, nil
-}
-
-// openNAR returns the archive of a tree as it is read.
-func openNAR(name string) (io.ReadCloser, error) {
-	if _, err := os.Lstat(name); err != nil {
-		return nil, err
-	}
-	r, w := io.Pipe()
-	go func() { w.CloseWithError(nar.Dump(w, name)) }()
-	return r, nil
-}
-
-func openRegular(name string) (io.ReadCloser, error) {
-	fi, err := os.Lstat(name)
-	if err != nil {
-		return nil, err
-	}
-	if !fi.Mode().IsRegular() {
-		return nil, hinted(fmt.Errorf("%s is no regular file", name), "leave out --flat")
-	}
-	return os.Open(name)
 }
 
 type storeInfoOptions struct{ json, closure bool }

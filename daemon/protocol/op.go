@@ -73,6 +73,9 @@ const (
 	OpVerify Op = 0x6361_0008
 	// OpOptimise: → JSON OptimiseResult.
 	OpOptimise Op = 0x6361_0009
+	// OpAddOpen: name, content address method, references; with the first byte comes a file descriptor, open for reading, of
+	// what is to be added → optional keyed path info: none when the daemon wants the contents sent (OpAddToStore). Of FeatureDescriptor.
+	OpAddOpen Op = 0x6361_0020
 )
 
 // String returns the number in decimal; names are the server's table's.

@@ -65,6 +65,8 @@ const (
 	// FeatureHeartbeat makes the server send ResHeartbeat every HeartbeatTime while it works on a request, so that a client
 	// can tell a server that is busy from one that is dead.
 	FeatureHeartbeat Feature = "cairn-heartbeat-1"
+	// FeatureDescriptor adds OpAddOpen. It is agreed on over sockets of one machine only, which can pass descriptors.
+	FeatureDescriptor Feature = "cairn-descriptor-1"
 	// FeatureCairn adds the operations from OpImportBundle on, and error codes.
 	FeatureCairn Feature = "cairn-1"
 )
@@ -76,7 +78,7 @@ const HeartbeatTime = 5 * time.Second
 // into a build ("disable-set-options", "add-to-store-scanning", "submit-output"): its clients announce these to
 // everybody, and who answered with the first would never learn their settings.
 func AllFeatures() []Feature {
-	return []Feature{FeatureCairn, FeatureHeartbeat, FeatureDeleteReferrers, FeatureRealisations}
+	return []Feature{FeatureCairn, FeatureDescriptor, FeatureHeartbeat, FeatureDeleteReferrers, FeatureRealisations}
 }
 
 // Format is what the two sides of a session agreed on.

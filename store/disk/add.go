@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -196,13 +197,7 @@ func (s *Store) AddStream(ctx context.Context, name string, method store.Method,
 }
 
 func (s *Store) addStream(ctx context.Context, name string, method store.Method, algo store.Algorithm, refs []store.Path, r io.Reader) (*store.Info, error) {
-	if err := store.CheckName(name); err != nil {
-		return nil, err
-	}
-	if method == store.Text && algo != store.SHA256 {
-		return nil, fmt.Errorf("text is always sha256")
-	}
-	if err := s.Room(); err != nil {
+	if err := s.checkAddition(name, method, algo); err != nil {
 		return nil, err
 	}
 	release, err := s.holdRefs(store.Path{}, refs, nil)
@@ -214,6 +209,16 @@ func (s *Store) addStream(ctx context.Context, name string, method store.Method,
 		return s.addNAR(ctx, name, algo, refs, r)
 	}
 	return s.addFile(ctx, name, method, algo, refs, r)
+}
+
+func (s *Store) checkAddition(name string, method store.Method, algo store.Algorithm) error {
+	if err := store.CheckName(name); err != nil {
+		return err
+	}
+	if method == store.Text && algo != store.SHA256 {
+		return fmt.Errorf("text is always sha256")
+	}
+	return s.Room()
 }
 
 // addFile adds a plain file. A small one is hashed first, and not written when it is there.
@@ -299,6 +304,74 @@ func (s *Store) addNAR(ctx context.Context, name string, algo store.Algorithm, r
 	return s.settle(ctx, info, nil, temp)
 }
 
+// AddOpen adds what f is of, a regular file or, with method Recursive, a directory; see AddStream.
+// A file that gets shorter meanwhile is an error; else the object is what was read.
+func (s *Store) AddOpen(ctx context.Context, name string, method store.Method, algo store.Algorithm, refs []store.Path, f *os.File) (*store.Info, error) {
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("add %q: %w", name, err)
+	}
+	switch {
+	case fi.IsDir() && method == store.Recursive:
+		return s.addDumped(ctx, name, algo, refs, func(w io.Writer) error { return nar.DumpOpen(w, f) })
+	case !fi.Mode().IsRegular():
+		return nil, fmt.Errorf("add %q: %s is not a regular file", name, f.Name())
+	}
+	o := openFile{s: s, name: name, method: method, algo: algo, refs: refs, f: f, size: fi.Size(), executable: fi.Mode()&0o100 != 0}
+	info, err := o.add(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("add %q: %w", name, err)
+	}
+	return info, nil
+}
+
+// openFile is a regular file that is being added.
+type openFile struct {
+	s          *Store
+	name       string
+	method     store.Method
+	algo       store.Algorithm
+	refs       []store.Path
+	f          io.Reader
+	size       int64
+	executable bool
+}
+
+func (o *openFile) add(ctx context.Context) (*store.Info, error) {
+	if err := o.s.checkAddition(o.name, o.method, o.algo); err != nil {
+		return nil, err
+	}
+	release, err := o.s.holdRefs(store.Path{}, o.refs, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if o.method == store.Recursive {
+		return o.s.addNAR(ctx, o.name, o.algo, o.refs, nar.NewFileReader(o.f, o.size, o.executable))
+	}
+	if o.size <= smallFile {
+		return o.s.addFile(ctx, o.name, o.method, o.algo, o.refs, o.f)
+	}
+	return o.large(ctx)
+}
+
+// large adds a file that is addressed by its bytes, and too large to be hashed in memory.
+func (o *openFile) large(ctx context.Context) (*store.Info, error) {
+	temp := o.s.temp()
+	defer removeTree(temp)
+	sum := o.algo.New()
+	narHash, size, err := o.s.restore(ctx, temp, nar.NewFileReader(io.TeeReader(o.f, sum), o.size, false))
+	if err != nil {
+		return nil, noSpace(err)
+	}
+	ca := store.ContentAddress{Method: o.method, Hash: store.NewHash(o.algo, sum.Sum(nil))}
+	info, err := o.s.contentInfo(o.name, ca, o.refs, narHash, size)
+	if err != nil {
+		return nil, err
+	}
+	return o.s.settle(ctx, info, nil, temp)
+}
+
 func (s *Store) contentInfo(name string, ca store.ContentAddress, refs []store.Path, narHash store.Hash, size int64) (*store.Info, error) {
 	refs = store.SortPaths(slices.Clone(refs))
 	p, err := s.layout.Dir.ContentPath(name, ca, store.References{Others: refs})
@@ -367,18 +440,26 @@ func (s *Store) AddFromPath(ctx context.Context, name string, method store.Metho
 	if refs.Self {
 		return nil, fmt.Errorf("add %s: a path that follows from its contents cannot be in them; register it", path)
 	}
-	if method != store.Recursive {
-		return s.addPlain(ctx, name, method, algo, refs.Others, path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ELOOP) && method == store.Recursive { // a link
+		return s.addDumped(ctx, name, algo, refs.Others, func(w io.Writer) error { return nar.Dump(w, path) })
 	}
+	if err != nil {
+		return nil, fmt.Errorf("add %q: %w", name, err)
+	}
+	defer f.Close()
+	return s.AddOpen(ctx, name, method, algo, refs.Others, f)
+}
+
+// addDumped adds the tree whose archive dump writes.
+func (s *Store) addDumped(ctx context.Context, name string, algo store.Algorithm, refs []store.Path, dump func(io.Writer) error) (*store.Info, error) {
 	pr, pw := io.Pipe()
-	var dumped error
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		dumped = nar.Dump(pw, path)
-		pw.CloseWithError(dumped)
+		pw.CloseWithError(dump(pw))
 	}()
-	info, err := s.AddStream(ctx, name, method, algo, refs.Others, pr)
+	info, err := s.AddStream(ctx, name, store.Recursive, algo, refs, bufio.NewReaderSize(pr, pipeSize))
 	pr.CloseWithError(errors.New("nobody reads"))
 	<-done
 	if err != nil {
@@ -387,17 +468,8 @@ func (s *Store) AddFromPath(ctx context.Context, name string, method store.Metho
 	return info, nil
 }
 
-func (s *Store) addPlain(ctx context.Context, name string, method store.Method, algo store.Algorithm, refs []store.Path, path string) (*store.Info, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, fmt.Errorf("add %q: %w", name, err)
-	}
-	defer f.Close()
-	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
-		return nil, fmt.Errorf("add %s: not a regular file", path)
-	}
-	return s.AddStream(ctx, name, method, algo, refs, f)
-}
+// pipeSize is how much of a tree is read ahead of its being written.
+const pipeSize = 64 << 10
 
 // intake passes a stream on while it counts, and watches free space and the context.
 type intake struct {
