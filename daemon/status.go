@@ -37,7 +37,7 @@ func (s *Server) Status(all bool) *protocol.DaemonStatus {
 	paths, _ := s.store.Count()
 	st := &protocol.DaemonStatus{
 		Version: s.opts.Version, PID: os.Getpid(), StoreDir: s.store.Dir().String(), Protocol: protocol.Newest.String(),
-		Paths: paths, Uptime: time.Since(s.began).Seconds(), Sessions: []protocol.Busy{},
+		Paths: paths, Durable: s.store.Durable(), Uptime: time.Since(s.began).Seconds(), Sessions: []protocol.Busy{},
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -54,11 +54,16 @@ left alone: the daemon ends, and does not start until there is one.
 With SIGTERM it takes no new connections, lets requests finish for up to two
 minutes, and exits. Under systemd it says when it is ready.
 
+--no-durability is for stores that are thrown away, in tests and on memory: nothing is
+flushed to the disk. It is faster, and after a power cut anything may be lost or
+damaged. The next daemon without it brings everything to the disk before it serves.
+
 With --stdio it serves one client on standard input and output: through the running
 daemon if there is one, else by itself. --rights lowers what that client may do, for
 example in the command of an authorized_keys file. Without --stdio it is what every
 client may do, whoever it is.`,
 		Example: `  cairn daemon
+  cairn daemon --root /dev/shm/try --no-durability
   cairn daemon --root ~/try --max-jobs 4 --option substituters=https://cache.example.org
   cairn daemon --stdio --rights connect,add
   NIX_REMOTE=unix:///cairn/var/daemon-socket/socket nix-store --store-dir /cairn/store -qR …`,
@@ -79,6 +84,7 @@ client may do, whoever it is.`,
 		f.Func(flag.name, flag.usage, func(v string) error { return o.setOption(flag.setting + "=" + v) })
 	}
 	f.BoolFunc("keep-failed", "keep the directories of failed builds", func(string) error { return o.setOption("keep-failed=true") })
+	f.BoolVar(&o.noDurability, "no-durability", false, "flush nothing to the disk: for stores to throw away")
 	setRights := func(v archive.Verbs) func(string) error {
 		return func(string) error { o.rights = v; return nil }
 	}
@@ -91,6 +97,7 @@ client may do, whoever it is.`,
 	f.BoolFunc("force-untrusted", "the same as --rights default, as Nix calls it", setRights(archive.Ordinary))
 	f.BoolFunc("force-trusted", "the same as --rights all, as Nix calls it", setRights(archive.All))
 	f.BoolFunc("default-trust", "let the access list decide, which is the default", setRights(0))
+	cmd.AddCommand(newDaemonStatusCmd(env))
 	cmd.MarkFlagsMutuallyExclusive("stdio", "socket")
 	cmd.MarkFlagsMutuallyExclusive("rights", "force-untrusted", "force-trusted", "default-trust")
 	return cmd
@@ -261,6 +268,8 @@ type engineOptions struct {
 	options []string      // settings, NAME=VALUE, later than all files
 	rights  archive.Verbs // of every peer; none: the access list decides
 	log     io.Writer     // nil: discard
+
+	noDurability bool // of a throw-away store
 }
 
 // setOption remembers a setting of the command line.
@@ -314,7 +323,7 @@ func openEngine(ctx context.Context, layout disk.Layout, getenv func(string) str
 	if err != nil {
 		return nil, err
 	}
-	s, err := disk.Open(ctx, layout, &disk.Options{Logger: logger, AutoOptimise: set.AutoOptimise})
+	s, err := disk.Open(ctx, layout, &disk.Options{Logger: logger, NoSync: o.noDurability, AutoOptimise: set.AutoOptimise})
 	if err != nil {
 		return nil, err
 	}

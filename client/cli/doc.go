@@ -330,6 +330,10 @@
 // With SIGTERM it takes no new connections, lets requests finish for up to two
 // minutes, and exits. Under systemd it says when it is ready.
 //
+// --no-durability is for stores that are thrown away, in tests and on memory: nothing is
+// flushed to the disk. It is faster, and after a power cut anything may be lost or
+// damaged. The next daemon without it brings everything to the disk before it serves.
+//
 // With --stdio it serves one client on standard input and output: through the running
 // daemon if there is one, else by itself. --rights lowers what that client may do, for
 // example in the command of an authorized_keys file. Without --stdio it is what every
@@ -343,6 +347,7 @@
 //	  --keep-failed                keep the directories of failed builds
 //	  --max-jobs N                 N builds at a time; auto: one per processor
 //	  --max-silent SECONDS         longest silence of a builder, in SECONDS; 0: no limit
+//	  --no-durability              flush nothing to the disk: for stores to throw away
 //	  --option NAME=VALUE          a setting of nix.conf, NAME=VALUE; may be given more than once
 //	  --rights VERBS               what clients may do at most, VERBS of the access list
 //	  --socket FILE                listen at FILE instead of the store's own place
@@ -353,9 +358,23 @@
 // For example:
 //
 //	cairn daemon
+//	cairn daemon --root /dev/shm/try --no-durability
 //	cairn daemon --root ~/try --max-jobs 4 --option substituters=https://cache.example.org
 //	cairn daemon --stdio --rights connect,add
 //	NIX_REMOTE=unix:///cairn/var/daemon-socket/socket nix-store --store-dir /cairn/store -qR …
+//
+// # cairn daemon status
+//
+// Say what the running daemon is, how much its store has, and what its clients do. What
+// others do is told to those who may inspect ('cairn acl --help').
+//
+//	cairn daemon status [flags]
+//	  --json                       print JSON
+//
+// For example:
+//
+//	cairn daemon status
+//	cairn daemon status --root ~/try --json
 //
 // # cairn deploy
 //

@@ -24,7 +24,7 @@ func Reference() ([]byte, error) {
 func command(b *strings.Builder, cmd *cobra.Command) {
 	var t strings.Builder
 	fmt.Fprintf(&t, "# %s\n\n%s\n\n", cmd.CommandPath(), strings.TrimSpace(long(cmd)))
-	if cmd.HasParent() && cmd.RunE != nil && !cmd.HasSubCommands() {
+	if cmd.HasParent() && doesWork(cmd) {
 		fmt.Fprintf(&t, "\t%s\n", cmd.UseLine())
 		cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) { flag(&t, f) })
 		t.WriteString("\n")
@@ -43,6 +43,11 @@ func command(b *strings.Builder, cmd *cobra.Command) {
 			command(b, sub)
 		}
 	}
+}
+
+// doesWork tells commands from those that only have others below them, which have no flags.
+func doesWork(cmd *cobra.Command) bool {
+	return cmd.RunE != nil && (!cmd.HasSubCommands() || cmd.LocalNonPersistentFlags().HasAvailableFlags())
 }
 
 func long(cmd *cobra.Command) string {

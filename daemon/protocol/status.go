@@ -9,6 +9,7 @@ type DaemonStatus struct {
 	StoreDir    string  `json:"storeDir"`
 	Protocol    string  `json:"protocol"`
 	Paths       int     `json:"paths"`
+	Durable     bool    `json:"durable"` // what is valid survives a power cut
 	Connections int     `json:"connections"`
 	Sessions    []Busy  `json:"sessions"`
 	Uptime      float64 `json:"uptimeSeconds"`

@@ -91,8 +91,8 @@ var (
 type Options struct {
 	Logger *slog.Logger // default: discard
 	Meta   meta.Options // of the database; its Logger is set to ours
-	// NoSync leaves out every flush. Only for throw-away stores: a power cut may lose or damage anything.
-	// The database is synced nevertheless.
+	// NoSync leaves out every flush, the database's too. Only for throw-away stores: a power cut may lose or damage anything
+	// (durability.go).
 	NoSync bool
 	// AutoOptimise makes files of new objects hard links, as Optimise does, soon after they have become valid. When much
 	// comes at once some are left for the next Optimise.
@@ -171,8 +171,12 @@ func (s *Store) open(ctx context.Context) (err error) {
 	if err := checkDatabase(s.layout); err != nil {
 		return err
 	}
+	s.opts.Meta.NoSync = s.opts.NoSync
 	s.opts.Meta.Fresh = func() error { return checkEmpty(s.layout) }
 	if s.db, err = meta.Open(databaseDir(s.layout), s.layout.Dir, &s.opts.Meta); err != nil {
+		return err
+	}
+	if err := s.heedMark(); err != nil {
 		return err
 	}
 	if err := s.load(); err != nil {

@@ -31,7 +31,7 @@
 //
 // # Invariants
 //
-//   - A batch is atomic and durable when Commit returns nil. Batches that wait at the same time share one
+//   - A batch is atomic and durable (Options.NoSync: only atomic) when Commit returns nil. Batches that wait at the same time share one
 //     synced transaction: a single goroutine commits (Badger itself does one msync per transaction).
 //   - A batch above MaxBatch bytes is refused; whoever has more splits it in the order above.
 //   - Badger writes through memory maps, so that a full disk kills the process with SIGBUS. Hence no
@@ -101,6 +101,8 @@ type Options struct {
 	Reserve int64
 	// Ballast is the size of the file given up when the disk is full; default a memtable and 8 MiB, negative: none.
 	Ballast int64
+	// NoSync leaves out the flush of each transaction: a batch survives the end of the process, not that of the machine.
+	NoSync bool
 	// Fresh is asked before a database without settings, as a new one is, gets them; its error is returned. Default: fine.
 	Fresh func() error
 }
@@ -219,7 +221,7 @@ func (d *DB) tryBadger() (err error) {
 
 func (d *DB) badgerOptions() badger.Options {
 	return badger.DefaultOptions(d.dir).
-		WithSyncWrites(true).
+		WithSyncWrites(!d.opts.NoSync).
 		WithCompression(options.None).WithBlockCacheSize(0).WithIndexCacheSize(0).
 		WithMemTableSize(d.opts.MemTableSize).WithNumMemtables(2).
 		WithNumLevelZeroTables(4).WithNumLevelZeroTablesStall(10).WithNumCompactors(2).
