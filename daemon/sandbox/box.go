@@ -6,7 +6,6 @@ import (
 	"os"
 	"runtime"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -82,18 +81,12 @@ func (b *Box) kill() {
 }
 
 // wait waits for stage 1, which is about to end. Before its process id can mean another process, further mounts fail.
-func (b *Box) wait() (syscall.WaitStatus, *unix.Rusage) {
+func (b *Box) wait() (unix.WaitStatus, *unix.Rusage) {
 	b.mu.Lock()
 	b.ended = true
 	b.mu.Unlock()
-	var status unix.WaitStatus
-	usage := &unix.Rusage{}
 	if b.pid == 0 {
-		return 0, usage
+		return 0, &unix.Rusage{}
 	}
-	for {
-		if _, err := unix.Wait4(b.pid, &status, 0, usage); !errors.Is(err, unix.EINTR) {
-			return syscall.WaitStatus(status), usage
-		}
-	}
+	return reap(b.pid)
 }

@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -20,9 +19,9 @@ const atCWD = ^uintptr(-unix.AT_FDCWD - 1)
 
 // mountRoot puts a small file system of our own where the root will be, in mounts that do not reach the host.
 func (p *program) mountRoot(spec *Spec) {
-	p.begin(&p.first, "separate the mounts")
+	p.begin(stageFirst, "separate the mounts")
 	p.mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
-	p.begin(&p.first, "mount a root")
+	p.begin(stageFirst, "mount a root")
 	p.add("", unix.SYS_UMASK, 0)
 	p.mount("root", spec.Root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size=16m,nr_inodes=100k")
 	p.add("enter it", unix.SYS_CHDIR, p.text(spec.Root))
@@ -33,14 +32,14 @@ func (p *program) mount(source, target, kind string, flags uintptr, data string)
 }
 
 func (p *program) mountProc() {
-	p.begin(&p.first, stepProc)
+	p.begin(stageFirst, stepProc)
 	p.makeDir("/proc", 0o555)
 	p.mount("proc", "proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 }
 
 // mountDevices makes a /dev with the devices that are safe for anybody.
 func (p *program) mountDevices() {
-	p.begin(&p.first, "mount /dev")
+	p.begin(stageFirst, "mount /dev")
 	for _, dir := range []string{"/dev", "/dev/pts", "/dev/shm"} {
 		p.makeDir(dir, 0o755)
 	}
@@ -60,7 +59,7 @@ func (p *program) mountDevices() {
 // mountInputs shows what Spec lists.
 // A source is looked at now and mounted later, by somebody who finds another error should it be something else by then.
 func (p *program) mountInputs(spec *Spec) error {
-	p.begin(&p.first, "mount inputs")
+	p.begin(stageFirst, "mount inputs")
 	for _, m := range spec.Mounts {
 		var st unix.Stat_t
 		err := unix.Lstat(m.Source, &st)
@@ -68,14 +67,14 @@ func (p *program) mountInputs(spec *Spec) error {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", m.Source, err)
+			return &SetupError{Step: "mount inputs", Text: m.Source + ": " + err.Error(), Hint: hint(err)}
 		}
 		p.makeParents(m.Target)
 		switch st.Mode & unix.S_IFMT {
 		case unix.S_IFLNK: // is made again rather than followed
 			target, err := os.Readlink(m.Source)
 			if err != nil {
-				return err
+				return &SetupError{Step: "mount inputs", Text: err.Error()}
 			}
 			p.symlink(target, m.Target)
 			continue
@@ -105,12 +104,12 @@ const (
 
 // attach binds source, with everything mounted below it, on target.
 func (p *program) attach(source, target string, attr uint64) {
-	set := &unix.MountAttr{Attr_set: attr}
+	set := unix.MountAttr{Attr_set: attr}
 	empty := p.text("")
-	p.add("clone mount of "+source, unix.SYS_OPEN_TREE, atCWD, p.text(source), cloneFlags).keep = true
-	p.add("restrict mount of "+source, unix.SYS_MOUNT_SETATTR, 0, empty, setattrFlags, hold(p, set), unsafe.Sizeof(*set)).take = 0
-	p.add("mount "+source+" on "+target, unix.SYS_MOVE_MOUNT, 0, empty, atCWD, p.text(target[1:]), unix.MOVE_MOUNT_F_EMPTY_PATH).take = 0
-	p.add("", unix.SYS_CLOSE).take = 0
+	p.add(source, unix.SYS_OPEN_TREE, atCWD, p.text(source), cloneFlags).keep = true
+	p.with(source, unix.SYS_MOUNT_SETATTR, empty, setattrFlags, put(p, set), unsafe.Sizeof(set))
+	p.with(target, unix.SYS_MOVE_MOUNT, empty, atCWD, p.text(target[1:]), unix.MOVE_MOUNT_F_EMPTY_PATH)
+	p.with("", unix.SYS_CLOSE)
 }
 
 // cloneMount is what attach begins with, for a mount that this process makes.
@@ -137,30 +136,29 @@ func (p *program) makeParents(file string) {
 }
 
 func (p *program) makeDir(dir string, mode uintptr) {
-	p.add("make "+dir, unix.SYS_MKDIRAT, atCWD, p.inside(dir), mode).ignore = unix.EEXIST
+	p.add(dir, unix.SYS_MKDIRAT, atCWD, p.inside(dir), mode).ignore = uintptr(unix.EEXIST)
 	p.made[dir] = true
 }
 
 // makeFile makes an empty file as a mount point.
 func (p *program) makeFile(file string) {
-	p.add("make "+file, unix.SYS_MKNODAT, atCWD, p.inside(file), unix.S_IFREG|0o444, 0).ignore = unix.EEXIST
+	p.add(file, unix.SYS_MKNODAT, atCWD, p.inside(file), unix.S_IFREG|0o444, 0).ignore = uintptr(unix.EEXIST)
 }
 
 func (p *program) symlink(target, name string) {
-	p.add("make "+name, unix.SYS_SYMLINKAT, p.text(target), atCWD, p.inside(name))
+	p.add(name, unix.SYS_SYMLINKAT, p.text(target), atCWD, p.inside(name))
 }
 
 // inside is the address of a path below the root that is being made.
-func (p *program) inside(file string) uintptr { return p.text(cmp.Or(file[1:], ".")) }
+func (p *program) inside(file string) uintptr { return p.text(file[1:]) }
 
 func (p *program) writeFiles(spec *Spec) {
-	p.begin(&p.first, "write files")
+	p.begin(stageFirst, "write files")
 	for _, file := range slices.Sorted(maps.Keys(spec.Files)) {
 		text := spec.Files[file]
 		p.makeParents(file)
-		p.add("make "+file, unix.SYS_OPENAT, atCWD, p.inside(file), unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC, 0o444).keep = true
+		p.add(file, unix.SYS_OPENAT, atCWD, p.inside(file), unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC, 0o444).keep = true
 		p.write(file, text)
-		p.add("", unix.SYS_CLOSE).take = 0
 	}
 	for _, name := range slices.Sorted(maps.Keys(spec.Symlinks)) {
 		p.makeParents(name)
@@ -170,11 +168,11 @@ func (p *program) writeFiles(spec *Spec) {
 
 // changeRoot makes the new root the only one and seals it.
 func (p *program) changeRoot() {
-	p.begin(&p.first, "change root")
+	p.begin(stageFirst, "change root")
 	here := p.text(".")
 	p.add("", unix.SYS_PIVOT_ROOT, here, here)
 	p.add("detach the old root", unix.SYS_UMOUNT2, here, unix.MNT_DETACH)
-	set := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
-	p.add("seal", unix.SYS_MOUNT_SETATTR, atCWD, p.text("/"), 0, hold(p, set), unsafe.Sizeof(*set))
+	set := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	p.add("seal", unix.SYS_MOUNT_SETATTR, atCWD, p.text("/"), 0, put(p, set), unsafe.Sizeof(set))
 	p.add("", unix.SYS_CHDIR, p.text("/"))
 }

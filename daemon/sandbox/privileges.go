@@ -30,49 +30,47 @@ func privileged() bool {
 
 // confine takes from the builder's process all that a builder must not have.
 func (p *program) confine(spec *Spec, mighty bool) {
-	p.begin(&p.builder, "wait for stage 1")
-	p.add("", unix.SYS_READ, turnFD, hold(p, new([8]byte)), 8).least = 8
-	p.begin(&p.builder, "leave stage 1's session")
+	p.begin(stageBuilder, "leave stage 1's session")
 	p.add("", unix.SYS_SETSID)
 	if mighty {
-		p.begin(&p.builder, "take the builder's ids")
+		p.begin(stageBuilder, "take the builder's ids")
 		p.add("", unix.SYS_SETRESGID, GID, GID, GID)
 		p.add("", unix.SYS_SETRESUID, UID, UID, UID)
 	}
 	p.setLimits()
 	p.setPersonality(spec)
-	p.begin(&p.builder, "enter the build directory")
+	p.begin(stageBuilder, "enter the build directory")
 	p.add(spec.Dir, unix.SYS_CHDIR, p.text(spec.Dir))
-	p.begin(&p.builder, "drop capabilities")
+	p.begin(stageBuilder, "drop capabilities")
 	for c := range lastCapability() + 1 {
 		p.add("", unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c)
 	}
 	p.add("", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL)
 	p.dropCapabilities()
-	p.begin(&p.builder, "forbid new privileges")
+	p.begin(stageBuilder, "forbid new privileges")
 	p.add("", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1)
 	if spec.Network {
 		p.confineSockets()
 	}
-	p.begin(&p.builder, "filter system calls")
-	p.add("", unix.SYS_PRCTL, unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, hold(p, systemCalls()))
+	p.begin(stageBuilder, "filter system calls")
+	p.add("", unix.SYS_PRCTL, unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, p.filter())
 }
 
 // setLimits bounds what a builder inherits of the daemon's own limits.
 func (p *program) setLimits() {
-	p.begin(&p.builder, "set limits")
+	p.begin(stageBuilder, "set limits")
 	p.add("", unix.SYS_UMASK, 0o022)
-	p.add("", unix.SYS_PRLIMIT64, 0, unix.RLIMIT_CORE, hold(p, &unix.Rlimit{}))
-	files := &unix.Rlimit{Cur: maxFiles, Max: maxFiles}
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, files); err == nil {
+	p.add("", unix.SYS_PRLIMIT64, 0, unix.RLIMIT_CORE, put(p, unix.Rlimit{}))
+	files := unix.Rlimit{Cur: maxFiles, Max: maxFiles}
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil {
 		files.Cur = min(files.Max, maxFiles)
 	}
-	p.add("", unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, hold(p, files))
+	p.add("", unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, put(p, files))
 }
 
 // setPersonality fixes the address layout and, for 32-bit builds, the machine's name.
 func (p *program) setPersonality(spec *Spec) {
-	p.begin(&p.builder, "set the personality")
+	p.begin(stageBuilder, "set the personality")
 	persona := uintptr(addrNoRandomize)
 	if spec.Linux32 {
 		persona |= perLinux32
@@ -82,8 +80,8 @@ func (p *program) setPersonality(spec *Spec) {
 
 // dropCapabilities empties the three sets that a process may empty without any.
 func (p *program) dropCapabilities() {
-	hdr := hold(p, &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3})
-	p.add("", unix.SYS_CAPSET, hdr, hold(p, new([2]unix.CapUserData)))
+	hdr := put(p, unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3})
+	p.add("", unix.SYS_CAPSET, hdr, put(p, [2]unix.CapUserData{}))
 }
 
 // lastCapability is the last one that the kernel knows.
@@ -103,9 +101,9 @@ func (p *program) confineSockets() {
 	if errno != 0 || version < 6 {
 		return
 	}
-	p.begin(&p.builder, "confine sockets")
-	attr := &[3]uint64{2: landlockScopes}
-	p.add("make rules", unix.SYS_LANDLOCK_CREATE_RULESET, hold(p, attr), unsafe.Sizeof(*attr), 0).keep = true
-	p.add("", unix.SYS_LANDLOCK_RESTRICT_SELF, 0, 0).take = 0
-	p.add("", unix.SYS_CLOSE).take = 0
+	p.begin(stageBuilder, "confine sockets")
+	attr := [3]uint64{2: landlockScopes}
+	p.add("make rules", unix.SYS_LANDLOCK_CREATE_RULESET, put(p, attr), unsafe.Sizeof(attr), 0).keep = true
+	p.with("", unix.SYS_LANDLOCK_RESTRICT_SELF, 0)
+	p.with("", unix.SYS_CLOSE)
 }

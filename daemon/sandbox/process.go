@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -22,34 +21,31 @@ func (l *Launcher) Run(ctx context.Context, spec *Spec, log io.Writer) (Status, 
 // RunOpen is Run for a sandbox that gets further mounts while its builder runs: opened is called with it when its
 // first process is there. It may not be used before the builder shows that it runs.
 func (l *Launcher) RunOpen(ctx context.Context, spec *Spec, log io.Writer, opened func(*Box)) (Status, error) {
-	data, err := json.Marshal(spec)
-	if err != nil {
-		return Status{}, fmt.Errorf("sandbox: encode spec: %w", err)
-	}
 	if err := ctx.Err(); err != nil {
 		return Status{}, context.Cause(ctx)
 	}
-	p, err := newProcess(data)
+	p, err := newProcess()
 	if err != nil {
 		return Status{}, err
 	}
 	defer p.close()
-	if err := l.send(int(p.spec.Fd()), int(p.logW.Fd()), int(p.statusW.Fd())); err != nil {
+	if err := l.start(spec, int(p.logW.Fd()), p.theirs); err != nil {
 		return Status{}, err
 	}
-	p.logW.Close()
-	p.statusW.Close()
+	p.handOver()
 	box := &Box{}
 	defer context.AfterFunc(ctx, box.kill)()
 	copied := p.copyLog(log)
-	reported := collect(p.statusR, func(pid int) {
+	reported := collect(p.status, func(pid int) error {
 		box.begin(pid)
-		if ctx.Err() != nil {
-			box.kill()
-		}
 		if opened != nil {
 			opened(box)
 		}
+		err := p.release(ctx, pid)
+		if err != nil {
+			box.kill()
+		}
+		return err
 	})
 	ended, usage := box.wait()
 	p.finishLog(copied)
@@ -61,45 +57,58 @@ func (l *Launcher) RunOpen(ctx context.Context, spec *Spec, log io.Writer, opene
 
 // process is stage 1 as its parent sees it.
 type process struct {
-	spec             *os.File
-	logR, logW       *os.File
-	statusR, statusW *os.File
+	logR, logW *os.File
+	status     *os.File // reports come, leave to begin goes
+	theirs     int      // the other end
 }
 
-func newProcess(spec []byte) (*process, error) {
-	p := &process{}
+func newProcess() (*process, error) {
+	p := &process{theirs: -1}
 	var err error
-	if p.spec, err = memoryFile(spec); err != nil {
-		return nil, err
+	if p.logR, p.logW, err = os.Pipe(); err != nil {
+		return nil, fmt.Errorf("sandbox: make a pipe: %w", err)
 	}
-	if p.logR, p.logW, err = os.Pipe(); err == nil {
-		p.statusR, p.statusW, err = os.Pipe()
-	}
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		p.close()
-		return nil, fmt.Errorf("sandbox: make pipes: %w", err)
+		return nil, fmt.Errorf("sandbox: make a socket: %w", err)
 	}
+	unix.SetNonblock(ends[0], true)
+	p.status, p.theirs = os.NewFile(uintptr(ends[0]), "status"), ends[1]
 	return p, nil
 }
 
-func memoryFile(data []byte) (*os.File, error) {
-	fd, err := unix.MemfdCreate("sandbox-spec", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("sandbox: make memory file: %w", err)
+// handOver closes what only the sandbox has from now on.
+func (p *process) handOver() {
+	p.logW.Close()
+	unix.Close(p.theirs)
+	p.theirs = -1
+}
+
+// release lets stage 1 begin, unless ctx has ended.
+func (p *process) release(ctx context.Context, pid int) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
-	f := os.NewFile(uintptr(fd), "sandbox-spec")
-	if _, err := f.WriteAt(data, 0); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("sandbox: write memory file: %w", err)
+	if !privileged() {
+		for _, m := range idMaps(uint32(os.Geteuid()), uint32(os.Getegid())) {
+			if err := os.WriteFile(fmt.Sprintf("/proc/%d/%s", pid, m.file), []byte(m.text), 0); err != nil {
+				return err
+			}
+		}
 	}
-	return f, nil
+	_, err := p.status.Write([]byte{1})
+	return err
 }
 
 func (p *process) close() {
-	for _, f := range []*os.File{p.spec, p.logR, p.logW, p.statusR, p.statusW} {
+	for _, f := range []*os.File{p.logR, p.logW, p.status} {
 		if f != nil {
 			f.Close()
 		}
+	}
+	if p.theirs >= 0 {
+		unix.Close(p.theirs)
 	}
 }
 
@@ -130,7 +139,7 @@ func (p *process) finishLog(copied <-chan struct{}) {
 }
 
 // result says how a builder ended by what was reported of it, and by how stage 1 has ended.
-func (r *report) result(ended syscall.WaitStatus, usage *unix.Rusage) (Status, error) {
+func (r *report) result(ended unix.WaitStatus, usage *unix.Rusage) (Status, error) {
 	st := Status{ExitCode: -1, User: time.Duration(usage.Utime.Nano()), System: time.Duration(usage.Stime.Nano())}
 	switch {
 	case r.step != "":

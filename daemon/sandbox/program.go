@@ -1,186 +1,136 @@
 package sandbox
 
 import (
-	"syscall"
+	"strings"
 	"unsafe"
-
-	"golang.org/x/sys/unix"
 )
 
-// A program is what the two processes of a sandbox do, laid out before they are forked: after a fork of a Go program its
-// child may neither allocate nor grow its stack nor be preempted, so all that it does is to make one system call after the other.
-// What these point to is in the memory that the child gets a copy of.
+// A program is what the two stages of a sandbox do: lists of system calls, with all that these point to. The daemon lays it out in
+// one piece, an image, for the address where the fork server will map it to be read:
+//
+//	header | what calls point to, and the calls of each list
+//
+// Both are the same executable, so that an image has the layout of its types.
 type program struct {
-	first   []call  // stage 1, until the builder's process is there
-	then    []call  // and with it
-	builder []call  // stage 2
-	spaces  uintptr // new namespaces of the builder's process
-
-	list  *[]call // that is being written
-	step  string
-	holds []any           // what calls point to
-	made  map[string]bool // directories that calls make
-
-	ended  uint32 // the child's, as the next
-	report record
+	base  uintptr // the address of image
+	image []byte
+	lists [stages][]call
+	list  int // that is being written
+	step  text
+	made  map[string]bool    // directories that calls make
+	known map[string]uintptr // texts, and where they are
+	cut   string             // one that the kernel would not read to its end
 }
 
-// A call is one system call.
+// header is the beginning of an image.
+type header struct {
+	lists  [stages]part
+	spaces [2]uintptr // new namespaces of stage 1 and of stage 2
+}
+
+// part is where a list is.
+type part struct{ at, count uintptr } // at counts from the image's beginning
+
+// The lists of a program.
+const (
+	stageFirst   = iota // stage 1, until the builder's process is there
+	stageThen           // and with it
+	stageBuilder        // stage 2
+	stages
+)
+
+// A call is one system call. It may write to no memory.
 type call struct {
-	step, what string // that it is part of, and what it does, for the report of a failure
-	number     uintptr
-	args       [8]uintptr    // six of them
-	take       int           // the argument that is the result kept last, or unused
-	keep       bool          // the result
-	least      uintptr       // a result below is a failure
-	ignore     syscall.Errno // an error that is none
+	number uintptr
+	args   [6]uintptr
+	least  uintptr // a result below is a failure
+	ignore uintptr // an error that is none
+	takes  bool    // its first argument is the result kept last
+	keep   bool    // its result
+	step   text    // that it is part of, for the report of its failure
+	what   text    // it does, where the step alone does not tell
 }
 
-// unused is an element of call.args that no call has.
-const unused = 7
+// text is where a string is.
+type text struct{ at, size uintptr }
 
-// begin has the next calls be part of a step.
-func (p *program) begin(list *[]call, step string) {
-	p.list, p.step = list, step
+func newImage(base uintptr) *program {
+	p := &program{base: base, made: map[string]bool{"/": true}, known: map[string]uintptr{}}
+	p.image = make([]byte, unsafe.Sizeof(header{}), 64<<10)
+	return p
 }
 
-// add appends a call. What it returns is good until the next one.
-func (p *program) add(what string, number uintptr, args ...uintptr) *call {
-	c := call{step: p.step, what: what, number: number, take: unused}
-	copy(c.args[:], args)
-	*p.list = append(*p.list, c)
-	return &(*p.list)[len(*p.list)-1]
+// seal completes the image.
+func (p *program) seal(spaces [2]uintptr) []byte {
+	h := header{spaces: spaces}
+	for i, list := range p.lists {
+		h.lists[i] = part{at: put(p, list...) - p.base, count: uintptr(len(list))}
+	}
+	copy(p.image, bytesOf([]header{h}))
+	return p.image
 }
 
-// text returns the address of a string that ends in a zero byte. Those of the sandbox's own have none within.
+// put adds values, which have no pointers, and returns their address.
+func put[T any](p *program, values ...T) uintptr {
+	const word = unsafe.Sizeof(uintptr(0))
+	for uintptr(len(p.image))%word != 0 {
+		p.image = append(p.image, 0)
+	}
+	at := p.base + uintptr(len(p.image))
+	p.image = append(p.image, bytesOf(values)...)
+	return at
+}
+
+// bytesOf is the memory of values.
+func bytesOf[T any](values []T) []byte {
+	var one T
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(values))), uintptr(len(values))*unsafe.Sizeof(one))
+}
+
+// text returns the address of a string with a zero byte behind it.
 func (p *program) text(s string) uintptr {
-	b := make([]byte, len(s)+1)
-	copy(b, s)
-	return hold(p, &b[0])
-}
-
-// hold keeps a value for the calls that point to it, and returns its address.
-func hold[T any](p *program, v *T) uintptr {
-	p.holds = append(p.holds, v)
-	return uintptr(unsafe.Pointer(v))
+	if at := p.known[s]; at != 0 {
+		return at
+	}
+	at := p.base + uintptr(len(p.image))
+	p.image = append(append(p.image, s...), 0)
+	if strings.IndexByte(s, 0) >= 0 {
+		p.cut = s
+	}
+	p.known[s] = at
+	return at
 }
 
 // texts returns the address of a list of strings as execve takes it.
 func (p *program) texts(list []string) uintptr {
-	addrs := make([]uintptr, len(list)+1)
+	at := make([]uintptr, len(list)+1)
 	for i, s := range list {
-		addrs[i] = p.text(s)
+		at[i] = p.text(s)
 	}
-	return hold(p, &addrs[0])
+	return put(p, at...)
 }
 
-// fork starts the program in a child of this process's parent, and returns its process id.
-//
-//go:norace
-//go:nosplit
-func (p *program) fork(spaces uintptr) (uintptr, syscall.Errno) {
-	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, unix.CLONE_PARENT|spaces, 0, 0, 0, 0, 0)
-	if errno == 0 && pid == 0 {
-		p.become()
-	}
-	return pid, errno
+// begin has the next calls be part of a step.
+func (p *program) begin(list int, step string) {
+	p.list, p.step = list, text{p.text(step), uintptr(len(step))}
 }
 
-// become is the child.
-//
-//go:norace
-//go:nosplit
-func (p *program) become() {
-	if !p.run(p.first) {
-		exit(1)
+// add appends a call. What it returns is good until the next one.
+func (p *program) add(what string, number uintptr, args ...uintptr) *call {
+	c := call{number: number, step: p.step}
+	if what != "" {
+		c.what = text{p.text(what), uintptr(len(what))}
 	}
-	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, p.spaces|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
-	if errno != 0 {
-		p.fail("start the builder", "", errno)
-		exit(1)
-	}
-	if pid == 0 {
-		p.run(p.builder)
-		exit(1)
-	}
-	if !p.run(p.then) {
-		exit(1)
-	}
-	p.reap(pid)
-	exit(0)
+	copy(c.args[:], args)
+	list := append(p.lists[p.list], c)
+	p.lists[p.list] = list
+	return &list[len(list)-1]
 }
 
-// run makes calls until one fails, which it reports.
-//
-//go:norace
-//go:nosplit
-func (p *program) run(calls []call) bool {
-	kept := uintptr(0)
-	for i := range calls {
-		c := &calls[i]
-		c.args[c.take&unused] = kept
-		r, _, errno := syscall.RawSyscall6(c.number, c.args[0], c.args[1], c.args[2], c.args[3], c.args[4], c.args[5])
-		if errno == 0 && r < c.least {
-			errno = unix.EPIPE
-		}
-		if errno != 0 && errno != c.ignore {
-			p.fail(c.step, c.what, errno)
-			return false
-		}
-		if c.keep {
-			kept = r
-		}
-	}
-	return true
-}
-
-// reap waits for all children until the builder has ended, and says how.
-//
-//go:norace
-//go:nosplit
-func (p *program) reap(builder uintptr) {
-	const anyone = ^uintptr(0)
-	for {
-		pid, _, errno := syscall.RawSyscall6(unix.SYS_WAIT4, anyone, uintptr(unsafe.Pointer(&p.ended)), 0, 0, 0, 0)
-		if errno != 0 {
-			p.fail("wait for the builder", "", errno)
-			return
-		}
-		if pid == builder {
-			p.report = record{kind: hasEnded, value: p.ended}
-			p.send("", "")
-			return
-		}
-	}
-}
-
-//go:norace
-//go:nosplit
-func (p *program) fail(step, what string, errno syscall.Errno) {
-	p.report = record{kind: hasFailed, value: uint32(errno), step: uint32(len(step)), what: uint32(len(what))}
-	p.send(step, what)
-}
-
-//go:norace
-//go:nosplit
-func (p *program) send(step, what string) {
-	write(uintptr(unsafe.Pointer(&p.report)), unsafe.Sizeof(p.report))
-	write(uintptr(unsafe.Pointer(unsafe.StringData(step))), uintptr(len(step)))
-	write(uintptr(unsafe.Pointer(unsafe.StringData(what))), uintptr(len(what)))
-}
-
-//go:norace
-//go:nosplit
-func write(data, size uintptr) {
-	if size > 0 {
-		syscall.RawSyscall6(unix.SYS_WRITE, statusFD, data, size, 0, 0, 0)
-	}
-}
-
-//go:norace
-//go:nosplit
-func exit(code uintptr) {
-	for {
-		syscall.RawSyscall6(unix.SYS_EXIT_GROUP, code, 0, 0, 0, 0, 0)
-	}
+// with appends a call whose first argument is the result kept last.
+func (p *program) with(what string, number uintptr, rest ...uintptr) *call {
+	c := p.add(what, number)
+	copy(c.args[1:], rest)
+	c.takes = true
+	return c
 }

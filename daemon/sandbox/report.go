@@ -8,7 +8,7 @@ import (
 	"unsafe"
 )
 
-// A record stands before each report on a sandbox, in the machine's own byte order, and after it the texts whose lengths it gives.
+// A record stands before each report on a sandbox, in the machine's own byte order, and after it the texts whose lengths it gives (desk.go).
 type record struct {
 	kind  uint32
 	value uint32 // a process id, a status as wait4 gives it, or an error's number
@@ -50,16 +50,6 @@ func (r *report) err() error {
 	return e
 }
 
-// encode is what the fork server sends; its children write the same without encoding anything.
-func (r record) encode(step, what string) []byte {
-	r.step, r.what = uint32(len(step)), uint32(len(what))
-	b := make([]byte, 0, int(unsafe.Sizeof(r))+len(step)+len(what))
-	for _, v := range []uint32{r.kind, r.value, r.step, r.what} {
-		b = binary.NativeEndian.AppendUint32(b, v)
-	}
-	return append(append(b, step...), what...)
-}
-
 func readRecord(from io.Reader) (r record, step, what string, err error) {
 	var head [unsafe.Sizeof(r)]byte
 	if _, err := io.ReadFull(from, head[:]); err != nil {
@@ -78,8 +68,8 @@ func readRecord(from io.Reader) (r record, step, what string, err error) {
 	return r, string(text[:r.step]), string(text[r.step:]), nil
 }
 
-// collect reads all reports. started is called with the process id when there is one.
-func collect(from io.Reader, started func(pid int)) report {
+// collect reads all reports. started is called with the process id when there is one; when it fails nothing more is to come.
+func collect(from io.Reader, started func(pid int) error) report {
 	var all report
 	for {
 		r, step, what, err := readRecord(from)
@@ -87,7 +77,10 @@ func collect(from io.Reader, started func(pid int)) report {
 		case err != nil:
 			return all
 		case r.kind == hasStarted:
-			started(int(r.value))
+			if err := started(int(r.value)); err != nil {
+				all.step, all.what = "let it begin", err.Error()
+				return all
+			}
 		case r.kind == hasFailed && all.step == "": // what comes after follows from it
 			all.step, all.what, all.errno = step, what, syscall.Errno(r.value)
 		case r.kind == hasEnded:

@@ -5,19 +5,18 @@
 // # Life of a build process
 //
 //	parent       the daemon. Its Launcher asks a fork server for each builder, copies the log, waits, kills.
-//	fork server  a process of the daemon's own executable (server.go), small because it does nothing else. It lays out what the two
-//	             stages will do as a list of system calls (program.go), forks stage 1 into new namespaces, and forgets it:
-//	             stage 1 is a child of the daemon.
-//	stage 1      process 1 of the new pid namespace. Mounts, change of root, loopback, host name. Forks stage 2, maps its ids,
-//	             drops its own capabilities, reaps, and reports how stage 2 ended.
+//	fork server  a process of the daemon's own executable (server.go) that maps the request, which is the lists of system calls that the
+//	             stages will make (program.go), forks stage 1 into new namespaces, and forgets it: stage 1 is a child of the daemon.
+//	stage 1      process 1 of the new pid namespace. Begins when the daemon knows its process id. Mounts, change of root, loopback,
+//	             host name. Forks stage 2, maps its ids, drops its own capabilities, reaps, and reports how stage 2 ended.
 //	             When it ends, for whatever reason, the kernel kills everything else in the namespace.
 //	stage 2      limits, capabilities, no_new_privs, Landlock, seccomp; then becomes the builder.
 //
-// The stages are forked and not executed, because starting this program takes longer than all of that. After a fork a Go
-// program has one thread, and neither its scheduler nor its allocator work: stages make system calls that were prepared before, and nothing else.
-// Each builder's namespaces, mounts and processes are its own; what builders have in common is what the fork server's memory holds,
-// which is the program's own text and data and the Specs of builders before, until stage 2 executes the builder. When the daemon dies the fork server and
-// all of stage 1 do; when the fork server dies builders go on, and the next one gets another.
+// The stages are forked and not executed because to start this program takes longer than all that they do, and the fork server is not the daemon because to
+// copy a large process does, too. It has given up all memory that is not the program's text and constants, a page to write
+// to, and some of a stack; so in it and in the stages run a few functions that do nothing but make system calls (desk.go).
+// Every builder has namespaces, mounts and processes of its own, and nothing of one is in the memory that the next is forked from.
+// When the daemon dies so do the fork server and each stage 1; when the fork server dies builders go on, and the next one gets another.
 //
 // With CAP_SYS_ADMIN the namespaces of stage 1 belong to the host's user namespace and only stage 2
 // enters a new one, so the builder has no power over its mounts even if it found a way to regain capabilities; the
@@ -52,6 +51,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -95,6 +95,9 @@ type Spec struct {
 	HostUID uint32 // who owns the builder's files outside; used only with CAP_SYS_ADMIN
 	HostGID uint32
 }
+
+// program is the builder's path inside.
+func (s *Spec) program() string { return cmp.Or(s.Path, s.Argv[0]) }
 
 // Mount makes a file or a directory of the host visible. Mount points are created.
 type Mount struct {

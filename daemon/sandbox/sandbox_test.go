@@ -222,7 +222,7 @@ func TestMissingProgram(t *testing.T) {
 // TestBackgroundProcess checks that nothing outlives Run, so that outputs can be looked at.
 func TestBackgroundProcess(t *testing.T) {
 	requireSandbox(t)
-	spec := hostSpec(t, `setsid sh -c 'trap "" HUP TERM INT; while :; do date +%N >/build/alive; done' >/dev/null 2>&1 & sleep 0.2; exit 0`)
+	spec := hostSpec(t, `setsid sh -c 'trap "" HUP TERM INT; while :; do date +%N >/build/alive; done' >/dev/null 2>&1 & until test -s /build/alive; do sleep 0.01; done; exit 0`)
 	if _, st, err := run(t, spec); err != nil || !st.Success() {
 		t.Fatal(st, err)
 	}
@@ -330,7 +330,7 @@ func TestServerDies(t *testing.T) {
 	l, killed := launcher(t), 0
 	die := &firstWrite{then: func() {
 		for _, pid := range children(t, os.Getpid()) {
-			if args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); string(args) == "cairn-sandbox\x00" && !inNamespace(pid) {
+			if name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); string(name) == "cairn-sandbox\n" && !inNamespace(pid) {
 				syscall.Kill(pid, syscall.SIGKILL)
 				killed++
 			}

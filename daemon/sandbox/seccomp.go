@@ -146,8 +146,14 @@ func filter(tables []table) []unix.SockFilter {
 	return append(code, ret(retKill))
 }
 
-// systemCalls returns the filter as the kernel takes it.
-var systemCalls = sync.OnceValue(func() *unix.SockFprog {
-	code := filter(tables)
-	return &unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
-})
+// systemCalls is the whole filter.
+var systemCalls = sync.OnceValue(func() []unix.SockFilter { return filter(tables) })
+
+// filter returns the address of the filter as the kernel takes it.
+func (p *program) filter() uintptr {
+	code := systemCalls()
+	return put(p, struct {
+		size uint16
+		code uintptr
+	}{uint16(len(code)), put(p, code...)})
+}

@@ -1,31 +1,19 @@
 package sandbox
 
 import (
+	"fmt"
 	"strconv"
 
 	"golang.org/x/sys/unix"
 )
 
-// Open files of the stages. The builder gets the first three.
-const (
-	logFD    = 1 // and 2
-	statusFD = 3
-	turnFD   = 4 // an event: stage 1 is done
-)
-
-// given are the open files that the fork server has for a program.
-type given struct {
-	log, status int
-	goOn, hold  int // ends of a pipe: the program begins when it can read a byte
-}
-
-// newProgram lays out what the two stages of a sandbox do.
-func newProgram(spec *Spec, files given, mighty bool) (*program, error) {
-	p := &program{made: map[string]bool{"/": true}}
-	p.begin(&p.first, "await the start")
-	p.add("", unix.SYS_CLOSE, uintptr(files.hold))
-	p.add("", unix.SYS_READ, uintptr(files.goOn), hold(p, new([8]byte)), 1).least = 1
-	p.detach(files)
+// newProgram lays out what the stages of a sandbox do, for an address.
+func newProgram(spec *Spec, base uintptr, mighty bool) ([]byte, error) {
+	if len(spec.Argv) == 0 {
+		return nil, &SetupError{Step: StepExecute, Text: "no program"}
+	}
+	p := newImage(base)
+	p.detach()
 	p.mountRoot(spec)
 	p.mountProc()
 	p.mountDevices()
@@ -38,112 +26,113 @@ func newProgram(spec *Spec, files given, mighty bool) (*program, error) {
 		p.loopbackUp()
 	}
 	p.setNames()
-	p.startBuilder(mighty)
-	p.letBuilderGo(spec, mighty)
+	if mighty {
+		p.begin(stageFirst, "drop groups")
+		p.add("", unix.SYS_SETGROUPS, 0, 0)
+	}
+	p.release(spec, mighty)
 	p.confine(spec, mighty)
 	p.execute(spec)
-	return p, nil
+	if p.cut != "" {
+		return nil, &SetupError{Step: StepExecute, Text: fmt.Sprintf("%q has a zero byte", p.cut)}
+	}
+	return p.seal(spacesOf(spec, mighty)), nil
 }
 
-// detach makes stage 1 a process of its own, which ends when the daemon does and has no open files but those that it needs.
-func (p *program) detach(files given) {
-	p.begin(&p.first, "leave the daemon's session")
+// spacesOf returns the namespaces of stages 1 and 2: the builder's process gets a user namespace of its own unless it is in one already.
+func spacesOf(spec *Spec, mighty bool) [2]uintptr {
+	spaces := [2]uintptr{unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP}
+	if !spec.Network {
+		spaces[0] |= unix.CLONE_NEWNET
+	}
+	if mighty {
+		spaces[1] = unix.CLONE_NEWUSER
+	} else {
+		spaces[0] |= unix.CLONE_NEWUSER
+	}
+	return spaces
+}
+
+// detach makes stage 1 a process of its own, without any open file that it does not need.
+func (p *program) detach() {
+	p.begin(stageFirst, "leave the daemon's session")
 	p.add("", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0) // hides from the builder
-	p.add("", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL))
 	p.add("", unix.SYS_SETSID)
-	p.begin(&p.first, "arrange open files")
-	p.add("", unix.SYS_DUP3, uintptr(files.log), logFD, 0)
-	p.add("", unix.SYS_DUP3, uintptr(files.log), logFD+1, 0)
-	p.add("", unix.SYS_DUP3, uintptr(files.status), statusFD, unix.O_CLOEXEC)
+	p.begin(stageFirst, "arrange open files")
+	p.add("", unix.SYS_DUP3, logFD, 1, 0)
+	p.add("", unix.SYS_DUP3, logFD, 2, 0)
 	p.add("", unix.SYS_CLOSE_RANGE, turnFD, uintptr(^uint32(0)), 0)
 	p.add("", unix.SYS_EVENTFD2, 0, unix.EFD_CLOEXEC) // the lowest free number is turnFD
 }
 
 func (p *program) setNames() {
-	p.begin(&p.first, "set the host name")
-	for number, name := range map[uintptr]string{unix.SYS_SETHOSTNAME: "localhost", unix.SYS_SETDOMAINNAME: "(none)"} {
-		p.add("", number, p.text(name), uintptr(len(name)))
-	}
+	p.begin(stageFirst, "set the host name")
+	const host, domain = "localhost", "(none)"
+	p.add("", unix.SYS_SETHOSTNAME, p.text(host), uintptr(len(host)))
+	p.add("", unix.SYS_SETDOMAINNAME, p.text(domain), uintptr(len(domain)))
 }
 
 func (p *program) loopbackUp() {
-	p.begin(&p.first, "bring up loopback")
-	lo := &struct {
+	p.begin(stageFirst, "bring up loopback")
+	lo := struct {
 		name  [unix.IFNAMSIZ]byte
 		flags uint16
 		_     [22]byte
 	}{flags: unix.IFF_UP | unix.IFF_RUNNING}
 	copy(lo.name[:], "lo")
 	p.add("make a socket", unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0).keep = true
-	p.add("", unix.SYS_IOCTL, 0, unix.SIOCSIFFLAGS, hold(p, lo)).take = 0
-	p.add("", unix.SYS_CLOSE).take = 0
+	p.with("", unix.SYS_IOCTL, unix.SIOCSIFFLAGS, put(p, lo))
+	p.with("", unix.SYS_CLOSE)
 }
 
-// startBuilder ends the first part of stage 1. The builder's process gets a user namespace of its own unless it is in one already.
-func (p *program) startBuilder(mighty bool) {
-	if !mighty {
-		return
-	}
-	p.begin(&p.first, "drop groups")
-	p.add("", unix.SYS_SETGROUPS, 0, 0)
-	p.spaces = unix.CLONE_NEWUSER
-}
-
-// letBuilderGo ends stage 1's work: what is left is to reap.
-func (p *program) letBuilderGo(spec *Spec, mighty bool) {
-	p.begin(&p.then, "map the builder's ids")
+// release ends stage 1's work: what is left is to reap.
+func (p *program) release(spec *Spec, mighty bool) {
 	if mighty {
-		const dir = "/proc/2/" // the second process of the namespace is the builder
-		p.writeFile(dir+"setgroups", "deny")
-		p.writeFile(dir+"uid_map", idMap(UID, spec.HostUID))
-		p.writeFile(dir+"gid_map", idMap(GID, spec.HostGID))
+		p.begin(stageThen, "map the builder's ids")
+		for _, m := range idMaps(spec.HostUID, spec.HostGID) {
+			file := "/proc/2/" + m.file // the second process of the namespace is the builder
+			p.add(file, unix.SYS_OPENAT, atCWD, p.text(file), unix.O_WRONLY|unix.O_CLOEXEC, 0).keep = true
+			p.write(file, m.text)
+		}
 	}
-	p.begin(&p.then, "drop capabilities")
+	p.begin(stageThen, "drop capabilities")
 	p.dropCapabilities()
-	p.begin(&p.then, "release the builder")
-	one := hold(p, &[8]byte{1})
-	p.add("", unix.SYS_WRITE, turnFD, one, 8)
+	p.begin(stageThen, "release the builder")
+	p.add("", unix.SYS_WRITE, turnFD, put(p, uint64(1)), 8)
 }
 
-// writeFile writes to a file that exists.
-func (p *program) writeFile(path, text string) {
-	p.add("open "+path, unix.SYS_OPENAT, atCWD, p.text(path), unix.O_WRONLY|unix.O_CLOEXEC, 0).keep = true
-	p.write(path, text)
-	p.add("", unix.SYS_CLOSE).take = 0
+// idMap is what is written to a file of a process to map its ids.
+type idMap struct{ file, text string }
+
+func idMaps(uid, gid uint32) []idMap {
+	line := func(inside int, outside uint32) string {
+		return strconv.Itoa(inside) + " " + strconv.FormatUint(uint64(outside), 10) + " 1\n"
+	}
+	return []idMap{{"setgroups", "deny"}, {"uid_map", line(UID, uid)}, {"gid_map", line(GID, gid)}}
 }
 
-// write writes to the file that was opened last.
+// write writes to the file that was opened last, and closes it.
 func (p *program) write(path, text string) {
-	c := p.add("write "+path, unix.SYS_WRITE, 0, p.text(text), uintptr(len(text)))
-	c.take, c.least = 0, uintptr(len(text))
+	p.with(path, unix.SYS_WRITE, put(p, []byte(text)...), uintptr(len(text))).least = uintptr(len(text))
+	p.with("", unix.SYS_CLOSE)
 }
 
-// idMap has an id inside be one outside.
-func idMap(inside int, outside uint32) string {
-	return strconv.Itoa(inside) + " " + strconv.FormatUint(uint64(outside), 10) + " 1\n"
-}
-
-// execute resets signals, whose handlers are the fork server's, and becomes the builder.
+// execute resets signals, all of which are blocked, and whose handlers are those of a program that is gone, and becomes the builder.
 func (p *program) execute(spec *Spec) {
-	p.begin(&p.builder, "reset signals")
-	dflt := hold(p, new([32]byte)) // the kernel's sigaction is not longer
+	const signals, size = 64, 64 / 8
+	p.begin(stageBuilder, "reset signals")
+	standard := put(p, [32]byte{}) // no kernel's sigaction is longer
 	for s := uintptr(1); s <= signals; s++ {
-		p.add("", unix.SYS_RT_SIGACTION, s, dflt, 0, signals/8).ignore = unix.EINVAL // of those that nobody can handle
+		p.add("", unix.SYS_RT_SIGACTION, s, standard, 0, size).ignore = uintptr(unix.EINVAL) // of those that nobody can handle
 	}
-	p.add("", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, hold(p, new([signals / 8]byte)), 0, signals/8)
-	path := spec.Path
-	if path == "" {
-		path = spec.Argv[0]
-	}
+	p.add("", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, put(p, [size]byte{}), 0, size)
+	path := spec.program()
 	if path == probe {
 		p.add("", unix.SYS_EXIT_GROUP, 0)
 		return
 	}
-	p.begin(&p.builder, "close files")
-	p.add("", unix.SYS_CLOSE_RANGE, logFD+2, uintptr(^uint32(0)), unix.CLOSE_RANGE_CLOEXEC)
-	p.begin(&p.builder, StepExecute)
+	p.begin(stageBuilder, "close files")
+	p.add("", unix.SYS_CLOSE_RANGE, 3, uintptr(^uint32(0)), unix.CLOSE_RANGE_CLOEXEC)
+	p.begin(stageBuilder, StepExecute)
 	p.add(path, unix.SYS_EXECVE, p.text(path), p.texts(spec.Argv), p.texts(spec.Env))
 }
-
-// signals is how many there are.
-const signals = 64
