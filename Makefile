@@ -56,7 +56,7 @@ fuzz: ## fuzz every decoder for T each (make fuzz T=30s)
 root: ## sandbox, builds and activation, where nothing may be skipped (root)
 	CAIRN_CI=1 go test $(GOTESTFLAGS) -count=1 -timeout 15m ./daemon/... ./services/... ./store/...
 
-crash: ## kill -9 the daemon N times under load (make crash N=200)
+crash: ## kill -9 the daemon N times under load, and at each failpoint with N/20 seeds (make crash N=200)
 	CAIRN_CRASH=$(N) go test $(GOTESTFLAGS) -count=1 -v -timeout 60m ./tests/crash
 
 compat: ## Debian's nix as the client of our daemon (root)

@@ -8,6 +8,7 @@
 //	REALDIR/.busy-*           says whose directories are written to (optimise.go); dealt with at start-up
 //	REALDIR/.trash/*          what is being deleted; removed at start-up
 //	STATEDIR/db/              the database, see package meta
+//	STATEDIR/gcroots/**/.cairn-new-*    roots in the making (roots.go); removed at start-up
 //	STATEDIR/cairn.lock       locked while the store is open; holds the process id
 //
 // # Valid means durable
@@ -337,6 +338,9 @@ func (s *Store) load() error {
 // without an object is not valid.
 func (s *Store) recover(ctx context.Context) error {
 	if err := s.finishInterrupted(); err != nil {
+		return err
+	}
+	if err := s.dropNewRoots(); err != nil {
 		return err
 	}
 	found := make([]bool, len(s.graph.nodes))

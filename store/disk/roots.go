@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"cairn/store"
 	"cairn/store/base32"
@@ -22,7 +23,7 @@ func (s *Store) AddIndirectRoot(link string) error {
 	}
 	sum := sha1.Sum([]byte(link))
 	auto := filepath.Join(s.layout.StateDir, "gcroots", "auto", base32.Encode(sum[:]))
-	if err := replaceLink(link, auto); err != nil {
+	if err := s.replaceLink(link, auto); err != nil {
 		return fmt.Errorf("add indirect root %s: %w", link, err)
 	}
 	if target, err := os.Readlink(link); err == nil {
@@ -48,7 +49,7 @@ func (s *Store) AddPermRoot(p store.Path, link string) error {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("add root %s: something is there that is no link: %w", link, err)
 	}
-	if err := replaceLink(p.String(), link); err != nil {
+	if err := s.replaceLink(p.String(), link); err != nil {
 		return fmt.Errorf("add root %s: %w", link, err)
 	}
 	if within(filepath.Join(s.layout.StateDir, "gcroots"), link) {
@@ -70,15 +71,15 @@ func (s *Store) keepTarget(target string) {
 	}
 }
 
+// newRoot begins the temporary name of a root; the rest makes it unique.
+const newRoot = ".cairn-new-"
+
 // replaceLink makes a symbolic link by one rename, durably.
-func replaceLink(target, link string) error {
+func (s *Store) replaceLink(target, link string) error {
 	if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
 		return err
 	}
-	temp := fmt.Sprintf("%s.%d.new", link, os.Getpid())
-	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
+	temp := filepath.Join(filepath.Dir(link), newRoot+s.start+fmt.Sprint(s.names.Add(1)))
 	if err := os.Symlink(target, temp); err != nil {
 		return err
 	}
@@ -92,5 +93,25 @@ func replaceLink(target, link string) error {
 		return err
 	}
 	failpoint.Hit("disk/root/named")
+	return nil
+}
+
+// dropNewRoots removes roots that a crash has left below their temporary names, where they would keep an object for ever.
+func (s *Store) dropNewRoots() error {
+	err := filepath.WalkDir(filepath.Join(s.layout.StateDir, "gcroots"), func(path string, e fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case err != nil:
+			s.log.Warn("roots are not looked at", "dir", path, "error", err) // a collection says so, and stops
+			return nil
+		case e.Type() == fs.ModeSymlink && strings.HasPrefix(e.Name(), newRoot):
+			return os.Remove(path)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("remove a root that was not finished: %w", err)
+	}
 	return nil
 }

@@ -1,20 +1,22 @@
-// Package crash kills the daemon at random moments under load and checks the store afterwards.
+// Package crash kills the daemon under load and checks the store afterwards.
 //
-// In each round a daemon process and a driver process (driver_test.go) run; the daemon is
-// killed with SIGKILL after a random time. Then the store is opened, which recovers it, and
+// A daemon process and a driver process run (driver_test.go): TestKill kills the daemon with SIGKILL at random moments, TestPoints
+// at the failpoints of package failpoint, each of them under every load that comes past it (load_test.go, engine_test.go), and
+// again while the next start recovers the store. Then (check_test.go) the store is opened, and
 //
-//   - every path that it calls valid has the hash that it was registered with,
-//   - everything acknowledged and still rooted is valid,
-//   - nothing else is visible in the store directory.
+//   - every path that it calls valid has the hash that it was registered with, and references that are valid,
+//   - everything acknowledged and still rooted is valid; roots, leases and generations are as they were acknowledged,
+//   - nothing else is visible in the store directory, the pool of links, the roots,
+//   - a collection keeps all of that, and the next load works.
 //
-// CAIRN_CRASH is the number of rounds; the default is 5. make crash N=200
+// TestErrors has the failpoints that stand for an error of the operating system return one; the daemon goes on.
+//
+// CAIRN_CRASH is the number of kills of TestKill and of seeds, see seeds. make crash N=200
 package crash
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
@@ -24,13 +26,13 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"cairn/client/cli"
 	"cairn/client/config"
 	"cairn/daemon/sandbox"
-	"cairn/store"
 	"cairn/store/disk"
 )
 
@@ -38,43 +40,59 @@ import (
 func TestMain(m *testing.M) {
 	sandbox.Init()
 	config.Init()
-	switch os.Getenv("CAIRN_CRASH_ROLE") {
-	case "cli":
-		os.Exit(cli.Main(os.Args))
-	case "driver":
-		layout, err := disk.NewLayout(os.Args[1], noEnv)
-		if err == nil {
-			err = drive(layout, os.Args[2], os.Args[3])
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "driver:", err)
-			os.Exit(1)
-		}
-		os.Exit(0)
+	role := os.Getenv("CAIRN_CRASH_ROLE")
+	if role == "" {
+		os.Exit(m.Run())
 	}
-	os.Exit(m.Run())
+	if err := play(role); err != nil {
+		fmt.Fprintln(os.Stderr, role+":", err)
+		os.Exit(1)
+	}
+}
+
+// play is the process in another role than the test's.
+func play(role string) error {
+	if err := arm(os.Getenv("CAIRN_CRASH_POINTS")); err != nil {
+		return err
+	}
+	if role == "cli" {
+		os.Exit(cli.Main(os.Args))
+	}
+	layout, err := disk.NewLayout(os.Args[1], noEnv)
+	if err != nil {
+		return err
+	}
+	return drive(layout, os.Args[2], os.Args[3], loadNamed(os.Args[4]), os.Stderr)
 }
 
 func noEnv(string) string { return "" }
 
-func TestKill(t *testing.T) {
-	rounds := 5
-	if s := os.Getenv("CAIRN_CRASH"); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil {
-			t.Fatalf("CAIRN_CRASH: %v", err)
-		}
-		rounds = n
+// rounds is how often something is done: what CAIRN_CRASH says.
+func rounds(t *testing.T, otherwise int) int {
+	t.Helper()
+	s := os.Getenv("CAIRN_CRASH")
+	if s == "" {
+		return otherwise
 	}
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		t.Fatalf("CAIRN_CRASH: %v", err)
+	}
+	return n
+}
+
+// TestKill kills at random moments.
+func TestKill(t *testing.T) {
+	n := rounds(t, 5)
 	r := newRig(t)
-	for i := range rounds {
+	for i := range n {
 		r.round(t)
 		if t.Failed() {
-			t.Fatalf("round %d of %d", i+1, rounds)
+			t.Fatalf("round %d of %d", i+1, n)
 		}
 	}
-	t.Logf("%d kills; acknowledged: %s; verified: %d valid paths in all rounds, of which %d rooted; strays seen: 0",
-		rounds, r.counts(), r.verified, r.rooted)
+	t.Logf("%d kills at random moments; acknowledged: %s; lost 0; verified: %d valid paths in all rounds, of which %d rooted; strays seen: 0",
+		n, r.counts(), r.verified, r.rooted)
 }
 
 // rig is the store under test.
@@ -168,113 +186,95 @@ func (r *rig) cairn(t *testing.T, stdin string, args ...string) string {
 	return string(out)
 }
 
-// round runs daemon and driver, kills the daemon, and checks.
+// round runs daemon and driver, kills the daemon after a random time, and checks.
 func (r *rig) round(t *testing.T) {
 	t.Helper()
-	var log bytes.Buffer
-	daemon := process(t.Context(), "cli", "daemon", "--root", r.root)
-	daemon.Stderr = &log
-	if err := daemon.Start(); err != nil {
-		t.Fatal(err)
-	}
-	r.await(t, &log)
-	var driverLog bytes.Buffer
-	driver := process(t.Context(), "driver", r.root, r.bundles, r.journal)
-	driver.Stderr = &driverLog
-	if err := driver.Start(); err != nil {
-		t.Fatal(err)
-	}
+	d := r.daemon(t, "")
+	defer d.kill()
+	done := make(chan string)
+	go func() { done <- r.drive(t, "mixed", "") }()
 	time.Sleep(time.Duration(rand.IntN(600)) * time.Millisecond)
-	if err := daemon.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	daemon.Wait()
-	if err := driver.Wait(); err != nil || driverLog.Len() > 0 {
-		t.Errorf("driver: %v\n%s\ndaemon:\n%s", err, driverLog.String(), log.String())
+	d.kill()
+	if errs := <-done; errs != "" {
+		t.Errorf("driver:\n%s\ndaemon:\n%s", errs, d.log.String())
 	}
 	r.check(t)
 }
 
-// await waits until the daemon listens.
-func (r *rig) await(t *testing.T, log *bytes.Buffer) {
+// daemonProcess is a daemon that runs, or has ended.
+type daemonProcess struct {
+	cmd  *exec.Cmd
+	log  bytes.Buffer
+	gone chan struct{} // closed when it has ended
+}
+
+// daemon starts a daemon with armed failpoints and waits until it listens or is dead.
+func (r *rig) daemon(t *testing.T, points string, settings ...string) *daemonProcess {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	args := []string{"daemon", "--root", r.root}
+	for _, s := range settings {
+		args = append(args, "--option", s)
+	}
+	d := &daemonProcess{cmd: process(t.Context(), "cli", args...), gone: make(chan struct{})}
+	d.cmd.Env = append(d.cmd.Env, "CAIRN_CRASH_POINTS="+points)
+	d.cmd.Stderr = &d.log
+	if err := d.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		d.cmd.Wait()
+		close(d.gone)
+	}()
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline) && !d.dead(); time.Sleep(5 * time.Millisecond) {
 		if c, err := net.Dial("unix", r.layout.SocketPath); err == nil {
 			c.Close()
-			return
+			return d
 		}
 	}
-	t.Fatalf("daemon does not listen:\n%s", log.String())
+	if !d.killed() {
+		d.kill()
+		t.Fatalf("daemon does not listen:\n%s", d.log.String())
+	}
+	return d
 }
 
-// check opens the store as the next daemon would.
-func (r *rig) check(t *testing.T) {
-	t.Helper()
-	s, err := disk.Open(t.Context(), r.layout, nil)
-	if err != nil {
-		t.Fatalf("open after kill: %v", err)
-	}
-	defer s.Close()
-	valid := map[string]bool{}
-	for p := range s.All() {
-		valid[p.Base()] = true
-		r.verified++
-	}
-	r.verify(t, s)
-	rooted := r.replay(t)
-	for _, p := range rooted {
-		r.rooted++
-		if !valid[p.Base()] {
-			t.Errorf("%s was acknowledged and rooted, and is lost", p)
-		}
-	}
-	entries, err := os.ReadDir(r.layout.RealDir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
-		if !valid[e.Name()] && e.Name() != ".links" && e.Name() != ".trash" {
-			t.Errorf("%s is in the store directory and not valid", e.Name())
-		}
+func (d *daemonProcess) dead() bool {
+	select {
+	case <-d.gone:
+		return true
+	default:
+		return false
 	}
 }
 
-// verify checks references and contents of everything.
-func (r *rig) verify(t *testing.T, s *disk.Store) {
-	t.Helper()
-	_, err := s.Verify(t.Context(), &disk.VerifyOptions{Contents: true}, func(p disk.Problem) { t.Errorf("%s: %v", p.Path, p.Err) })
-	if err != nil {
-		t.Errorf("verify: %v", err)
-	}
+// killed reports whether it was killed already.
+func (d *daemonProcess) killed() bool { return d.dead() && killed(d.cmd) }
+
+func killed(cmd *exec.Cmd) bool {
+	status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled() && status.Signal() == syscall.SIGKILL
 }
 
-// replay reads the journal and returns what is rooted, by link.
-func (r *rig) replay(t *testing.T) map[string]store.Path {
-	t.Helper()
-	f, err := os.Open(r.journal)
-	if os.IsNotExist(err) {
-		return nil
+func (d *daemonProcess) kill() {
+	d.cmd.Process.Kill()
+	<-d.gone
+}
+
+// drive runs a driver to its end and returns what it complains of.
+func (r *rig) drive(t *testing.T, load, points string) string {
+	cmd := r.driver(t, load, points)
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	if err := cmd.Run(); err != nil {
+		fmt.Fprintln(&errs, err)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	rooted := map[string]store.Path{}
-	r.verbs = map[string]int{}
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		var e event
-		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
-			t.Fatalf("journal: %v", err)
-		}
-		r.verbs[e.Verb]++
-		switch e.Verb {
-		case "root":
-			rooted[e.Link] = e.Path
-		case "unroot":
-			delete(rooted, e.Link)
-		}
-	}
-	return rooted
+	return errs.String()
+}
+
+func (r *rig) driver(t *testing.T, load, points string) *exec.Cmd {
+	cmd := process(t.Context(), "driver", r.root, r.bundles, r.journal, load)
+	cmd.Env = append(cmd.Env, "CAIRN_CRASH_POINTS="+points)
+	return cmd
 }
 
 func (r *rig) counts() string {

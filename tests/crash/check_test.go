@@ -1,0 +1,294 @@
+package crash
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cairn/store"
+	"cairn/store/disk"
+	"cairn/store/gc"
+	"cairn/store/profile"
+)
+
+// state is what the journal says may be relied on.
+type state struct {
+	rooted       map[string]store.Path // link → path
+	linked       map[string]store.Path // links that the daemon has made
+	damaged      map[store.Path]bool
+	leased       []store.Path
+	gens         map[int]store.Path
+	doubtful     map[int]bool // generations being deleted
+	current      []int        // the generation that is current, or that and the one that is to be
+	highest      int
+	twice        bool // a generation's number was given twice
+	acknowledged int
+}
+
+// replay reads the journal.
+func (r *rig) replay(t *testing.T) *state {
+	t.Helper()
+	s := &state{rooted: map[string]store.Path{}, linked: map[string]store.Path{}, damaged: map[store.Path]bool{}, gens: map[int]store.Path{}, doubtful: map[int]bool{}}
+	r.verbs = map[string]int{}
+	f, err := os.Open(r.journal)
+	if os.IsNotExist(err) {
+		return s
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		var e event
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			t.Fatalf("journal: %v", err)
+		}
+		r.verbs[e.Verb]++
+		s.apply(e)
+	}
+	return s
+}
+
+func (s *state) apply(e event) {
+	s.acknowledged++
+	switch e.Verb {
+	case "root":
+		s.rooted[e.Link] = e.Path
+	case "linked":
+		s.rooted[e.Link], s.linked[e.Link] = e.Path, e.Path
+	case "unroot":
+		delete(s.rooted, e.Link)
+		delete(s.linked, e.Link)
+	case "damage":
+		s.damaged[e.Path] = true
+	case "mended":
+		delete(s.damaged, e.Path)
+	case "leased":
+		s.leased = append(s.leased, e.Path)
+	case "released":
+		s.leased = nil
+	case "generation":
+		s.gens[e.N] = e.Path
+		s.twice = s.twice || e.N <= s.highest
+		s.highest = max(s.highest, e.N)
+	case "switching":
+		s.current = append(s.current, e.N)
+	case "switched":
+		s.current = []int{e.N}
+	case "deleting":
+		s.doubtful[e.N] = true
+	case "deleted":
+		delete(s.gens, e.N)
+		delete(s.doubtful, e.N)
+	}
+}
+
+// check opens the store as the next daemon would.
+func (r *rig) check(t *testing.T) {
+	t.Helper()
+	s, err := disk.Open(t.Context(), r.layout, nil)
+	if err != nil {
+		t.Fatalf("open after kill: %v", err)
+	}
+	defer s.Close()
+	want := r.replay(t)
+	r.present(t, s, want, true)
+	r.canonical(t, s, want)
+	r.roots(t, want)
+	r.leases(t, s, want)
+	r.generations(t, s, want)
+	r.forgetDamaged(t, want)
+	r.emptied(t)
+	if _, err := gc.Collect(t.Context(), s, gc.Options{Action: gc.DeleteDead, NoProcesses: true}); err != nil {
+		t.Errorf("collect after kill: %v", err)
+	}
+	r.present(t, s, want, false)
+	r.generations(t, s, want)
+	r.pool(t)
+}
+
+// present checks what is valid, and what is in the store directory.
+func (r *rig) present(t *testing.T, s *disk.Store, want *state, contents bool) {
+	t.Helper()
+	_, err := s.Verify(t.Context(), &disk.VerifyOptions{Contents: contents}, func(p disk.Problem) {
+		if p.Kind != disk.Modified || !want.damaged[p.Path] {
+			t.Errorf("%s: %v", p.Path, p.Err)
+		}
+	})
+	if err != nil {
+		t.Errorf("verify: %v", err)
+	}
+	valid := map[string]bool{}
+	for p := range s.All() {
+		valid[p.Base()] = true
+		r.verified++
+	}
+	for link, p := range want.rooted {
+		r.rooted++
+		if !valid[p.Base()] {
+			t.Errorf("%s was acknowledged and rooted by %s, and is lost", p, link)
+		}
+	}
+	entries, err := os.ReadDir(r.layout.RealDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if !valid[e.Name()] && e.Name() != ".links" && e.Name() != ".trash" {
+			t.Errorf("%s is in the store directory and not valid", e.Name())
+		}
+	}
+}
+
+// canonical checks times and modes of everything in objects.
+func (r *rig) canonical(t *testing.T, s *disk.Store, want *state) {
+	t.Helper()
+	for p := range s.All() {
+		if want.damaged[p] {
+			continue
+		}
+		err := filepath.WalkDir(s.RealPath(p), func(path string, e fs.DirEntry, err error) error {
+			var st unix.Stat_t
+			if err == nil {
+				err = unix.Lstat(path, &st)
+			}
+			if err == nil && (st.Mtim.Sec != 1 || st.Mtim.Nsec != 0 || e.Type() != fs.ModeSymlink && st.Mode&0o222 != 0) {
+				t.Errorf("%s has time %d.%d, mode %o", path, st.Mtim.Sec, st.Mtim.Nsec, st.Mode)
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// roots checks the links that the daemon has made, and that there are no others.
+func (r *rig) roots(t *testing.T, want *state) {
+	t.Helper()
+	for link, p := range want.linked {
+		if target, err := os.Readlink(link); err != nil || target != p.String() {
+			t.Errorf("root %s -> %s was acknowledged, and is %q, %v", link, p, target, err)
+		}
+	}
+	err := filepath.WalkDir(filepath.Join(r.layout.StateDir, "gcroots"), func(path string, e fs.DirEntry, err error) error {
+		if err == nil && (strings.Contains(e.Name(), "new") || e.Type().IsRegular()) {
+			t.Errorf("%s was left", path)
+		}
+		return err
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+// leases checks that acknowledged leases hold what they hold, and ends them.
+func (r *rig) leases(t *testing.T, s *disk.Store, want *state) {
+	t.Helper()
+	var held []store.Path
+	for _, l := range s.Leases() {
+		held = append(held, l.Paths...)
+	}
+	for _, p := range want.leased {
+		if !slices.Contains(held, p) {
+			t.Errorf("a lease of %s was acknowledged, and is lost", p)
+		}
+	}
+	for _, l := range s.Leases() {
+		s.Lease(l.Owner, 1).Release()
+	}
+	if len(held) > 0 {
+		r.write(t, event{Verb: "released"})
+		want.leased = nil
+	}
+}
+
+// emptied waits until the trash is empty, which has links to entries of the pool.
+func (r *rig) emptied(t *testing.T) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if names, err := os.ReadDir(filepath.Join(r.layout.RealDir, ".trash")); len(names) == 0 && (err == nil || os.IsNotExist(err)) {
+			return
+		}
+	}
+	t.Error("the trash is not emptied")
+}
+
+// write adds to the journal while no driver runs.
+func (r *rig) write(t *testing.T, e event) {
+	t.Helper()
+	f, err := os.OpenFile(r.journal, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := (&journal{f: f}).write(e); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (r *rig) generations(t *testing.T, s *disk.Store, want *state) {
+	t.Helper()
+	p := profile.Open(filepath.Join(r.layout.StateDir, "profiles", "crash"))
+	list, err := p.List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := map[int]string{}
+	for _, g := range list {
+		there[g.Number] = g.Path
+		if path, err := store.ParsePath(g.Path); err != nil || !s.IsValid(path) {
+			t.Errorf("generation %d is %s, which is not valid", g.Number, g.Path)
+		}
+	}
+	for n, path := range want.gens {
+		if there[n] != path.String() && !(want.doubtful[n] && there[n] == "") {
+			t.Errorf("generation %d is %q, acknowledged was %s", n, there[n], path)
+		}
+	}
+	if want.twice {
+		t.Errorf("a generation's number was given twice")
+	}
+	current, err := p.Current()
+	if err == nil && !slices.Contains(want.current, current.Number) || err != nil && len(want.current) > 1 {
+		t.Errorf("current is %d, %v; it should be one of %v", current.Number, err, want.current)
+	}
+}
+
+// forgetDamaged takes away the roots of what the driver has damaged and nobody has mended.
+func (r *rig) forgetDamaged(t *testing.T, want *state) {
+	t.Helper()
+	for link, p := range want.rooted {
+		if want.damaged[p] {
+			r.write(t, event{Verb: "unroot", Link: link})
+			delete(want.rooted, link)
+			if err := os.Remove(link); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+// pool checks that every entry of the pool is that of an object.
+func (r *rig) pool(t *testing.T) {
+	t.Helper()
+	entries, err := filepath.Glob(filepath.Join(r.layout.RealDir, ".links", "*", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		var st unix.Stat_t
+		if err := unix.Lstat(e, &st); err != nil || st.Nlink < 2 {
+			t.Errorf("%s has %d links after a collection, %v", e, st.Nlink, err)
+		}
+	}
+}

@@ -1,0 +1,126 @@
+package crash
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"time"
+
+	"cairn/store"
+	"cairn/store/disk"
+	"cairn/store/meta"
+	"cairn/store/profile"
+	"cairn/store/storetest"
+)
+
+// engine is work on a store without a daemon: for what daemons of our time do not do, or not often.
+type engine func(d *driver, ctx context.Context, s *disk.Store) error
+
+// run opens the store and repeats the work.
+func (d *driver) run(l *load) error {
+	ctx := context.Background()
+	s, err := disk.Open(ctx, d.layout, &disk.Options{Meta: meta.Options{MemTableSize: 8 << 20}})
+	if err != nil {
+		return err
+	}
+	for range max(l.steps, 1) {
+		if err := l.engine(d, ctx, s); err != nil {
+			fmt.Fprintln(d.errs, "engine:", err)
+		}
+	}
+	return s.Close()
+}
+
+// openWork opens and closes the store, which is what a start after a crash does.
+func (d *driver) openWork(context.Context, *disk.Store) error {
+	time.Sleep(20 * time.Millisecond) // for what goes on in the background
+	return nil
+}
+
+// engineWork imports more than a transaction holds, leases, replaces and deletes.
+func (d *driver) engineWork(ctx context.Context, s *disk.Store) error {
+	lease := s.Lease("crash", time.Hour)
+	i := s.Import()
+	defer i.Close()
+	var paths []store.Path
+	for n := range 40 {
+		archive := storetest.File(fmt.Sprint(n, rand.Uint64()))
+		info := storetest.Source(s.Dir(), "large-row", archive, paths[max(0, n-1):]...)
+		for range 64 {
+			info.Signatures = append(info.Signatures, fmt.Sprintf("key:%0500d", rand.Uint64()))
+		}
+		if err := i.Add(ctx, info, bytes.NewReader(archive)); err != nil {
+			return err
+		}
+		paths = append(paths, info.Path)
+	}
+	last := paths[len(paths)-1]
+	if err := lease.Hold(last); err != nil {
+		return err
+	}
+	if err := d.note("leased", last); err != nil {
+		return err
+	}
+	if err := i.Commit(ctx); err != nil {
+		return err
+	}
+	if err := d.root(d.roots, "import", last); err != nil {
+		return err
+	}
+	if err := d.trim(3); err != nil {
+		return err
+	}
+	archive := storetest.Tree(fmt.Sprint(rand.Uint64()))
+	info := storetest.Source(s.Dir(), "replaced", archive)
+	if err := s.Add(ctx, info, bytes.NewReader(archive)); err != nil {
+		return err
+	}
+	if err := d.root(d.roots, "add", info.Path); err != nil {
+		return err
+	}
+	return s.Replace(ctx, info.Path, bytes.NewReader(archive))
+}
+
+// profileWork makes generations, switches between them and deletes old ones.
+func (d *driver) profileWork(ctx context.Context, s *disk.Store) error {
+	p := profile.Open(filepath.Join(d.layout.StateDir, "profiles", "crash"))
+	contents := fmt.Sprint(rand.Uint64())
+	info := storetest.Source(s.Dir(), "generation", storetest.File(contents))
+	if err := s.Add(ctx, info, bytes.NewReader(storetest.File(contents))); err != nil {
+		return err
+	}
+	g, err := p.New(info.Path.String())
+	if err != nil {
+		return err
+	}
+	if err := d.write(event{Verb: "generation", N: g.Number, Path: info.Path}); err != nil {
+		return err
+	}
+	if err := d.write(event{Verb: "switching", N: g.Number}); err != nil {
+		return err
+	}
+	if err := p.Switch(g.Number); err != nil {
+		return err
+	}
+	if err := d.write(event{Verb: "switched", N: g.Number}); err != nil {
+		return err
+	}
+	list, err := p.List()
+	if err != nil {
+		return err
+	}
+	for _, old := range list[:max(0, len(list)-3)] {
+		if err := d.write(event{Verb: "deleting", N: old.Number}); err != nil {
+			return err
+		}
+		if err := p.Delete(old.Number); err != nil {
+			return err
+		}
+		if err := d.write(event{Verb: "deleted", N: old.Number}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
