@@ -42,6 +42,7 @@ var order = []string{
 	"daemon/legacy",
 	"client/legacy",
 	"client/peer",
+	"client/sources",
 	"daemon/substitute",
 	"daemon/build",
 	"daemon/remote",

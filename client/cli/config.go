@@ -173,12 +173,7 @@ func (s *session) add(ctx context.Context, cfg *config.Config, paths ...store.Pa
 }
 
 func (s *session) addOne(ctx context.Context, a *eval.Addition) error {
-	r, err := a.Open()
-	if err != nil {
-		return fmt.Errorf("add %s: %w", a.Name, err)
-	}
-	defer r.Close()
-	info, err := s.AddToStore(ctx, a.Name, a.Method, a.Algo, a.References, r)
+	info, err := s.addContents(ctx, a)
 	if err != nil {
 		return err
 	}
@@ -186,6 +181,18 @@ func (s *session) addOne(ctx context.Context, a *eval.Addition) error {
 		return fmt.Errorf("add %s: it became %s, the evaluation said %s; did %s change meanwhile?", a.Name, info.Path, a.Path, a.File)
 	}
 	return nil
+}
+
+func (s *session) addContents(ctx context.Context, a *eval.Addition) (*store.Info, error) {
+	if a.File != "" {
+		return s.AddFile(ctx, a.Name, a.Method, a.Algo, a.References, a.File)
+	}
+	r, err := a.Open()
+	if err != nil {
+		return nil, fmt.Errorf("add %s: %w", a.Name, err)
+	}
+	defer r.Close()
+	return s.AddToStore(ctx, a.Name, a.Method, a.Algo, a.References, r)
 }
 
 // buildTargets makes the outputs of an evaluation exist and returns their paths, in order.

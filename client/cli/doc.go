@@ -506,9 +506,14 @@
 // An object's path depends on its name and contents alone: adding it again changes
 // nothing. Links are copied as links, never followed.
 //
-//	cairn store add [--name NAME] [--flat] FILE… [flags]
+// Large files and trees that are as they were when they were added the last time,
+// by all that the file system says of them, are not read again; --reread does.
+// What they were is remembered in ~/.cache/cairn.
+//
+//	cairn store add [--name NAME] [--flat] [--reread] FILE… [flags]
 //	  --flat                       address a regular file by its bytes alone, without its executable bit
 //	  --name NAME                  the object's NAME; default: the file's
+//	  --reread                     read everything, whether it looks unchanged or not
 //
 // For example:
 //

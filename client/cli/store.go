@@ -2,10 +2,7 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -40,67 +37,6 @@ func newStoreCmd(env *Env) *cobra.Command {
 		newStoreSignCmd(env),
 	)
 	return cmd
-}
-
-type storeAddOptions struct {
-	name string
-	flat bool
-}
-
-func newStoreAddCmd(env *Env) *cobra.Command {
-	o := &storeAddOptions{}
-	cmd := &cobra.Command{
-		Use:   "add [--name NAME] [--flat] FILE…",
-		Short: "Copy files and trees into the store",
-		Long: `Copy files and directory trees into the store and print their store paths.
-An object's path depends on its name and contents alone: adding it again changes
-nothing. Links are copied as links, never followed.`,
-		Example: `  cairn store add index.html
-  cairn store add --name site ./public`,
-		Args: cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return runStoreAdd(cmd.Context(), env, o, args) },
-	}
-	cmd.Flags().StringVar(&o.name, "name", "", "the object's `NAME`; default: the file's")
-	cmd.Flags().BoolVar(&o.flat, "flat", false, "address a regular file by its bytes alone, without its executable bit")
-	return cmd
-}
-
-func runStoreAdd(ctx context.Context, env *Env, o *storeAddOptions, args []string) error {
-	if o.name != "" && len(args) > 1 {
-		return &usageError{errors.New("--name is for one file")}
-	}
-	return env.withSession(ctx, func(s *session) error {
-		for _, arg := range args {
-			p, err := addFile(ctx, s, env, o, arg)
-			if err != nil {
-				return err
-			}
-			env.printf("%s\n", p)
-		}
-		return nil
-	})
-}
-
-func addFile(ctx context.Context, s *session, env *Env, o *storeAddOptions, arg string) (store.Path, error) {
-	name := o.name
-	if name == "" {
-		name = filepath.Base(env.path(arg))
-	}
-	if err := store.CheckName(name); err != nil {
-		return store.Path{}, hinted(fmt.Errorf("add %s: %w", arg, err), "--name gives it another name")
-	}
-	method := store.Recursive
-	if o.flat {
-		method = store.Flat
-	}
-	info, err := s.AddFile(ctx, name, method, store.SHA256, nil, env.path(arg))
-	if err != nil {
-		if fi, statErr := os.Lstat(env.path(arg)); o.flat && statErr == nil && !fi.Mode().IsRegular() {
-			err = hinted(err, "leave out --flat")
-		}
-		return store.Path{}, err
-	}
-	return info.Path, nil
 }
 
 type storeInfoOptions struct{ json, closure bool }
