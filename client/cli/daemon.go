@@ -121,10 +121,13 @@ func runDaemon(ctx context.Context, env *Env, o *daemonOptions) error {
 		return daemonStdio(ctx, env, layout, o)
 	}
 	o.log = env.Stderr
+	heap := daemon.TendHeap(env.Getenv)
+	defer heap.Close()
 	h := &house{open: func() (*engine, error) { return openEngine(ctx, layout, env.Getenv, &o.engineOptions) }}
 	if h.eng, err = h.open(); err != nil {
 		return err
 	}
+	heap.Opened()
 	return errors.Join(serve(ctx, env, layout, h), h.eng.close())
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -93,7 +94,7 @@ func (t *Snapshot) FindDigest(digits string) (uint32, bool) {
 func (t *Snapshot) find(d meta.Digest) (uint32, bool) {
 	t.s.graph.mu.RLock()
 	defer t.s.graph.mu.RUnlock()
-	n := t.s.graph.byDigest[d]
+	n := t.s.graph.row(d)
 	if n == nil || int(n.id) >= len(t.nodes) || t.nodes[n.id] != n {
 		return 0, false
 	}
@@ -106,6 +107,48 @@ func (t *Snapshot) Deriver(id uint32) (uint32, bool) {
 		return 0, false
 	}
 	return t.find(t.nodes[id].deriver)
+}
+
+// keptAtOnce is for how many objects Kept waits for memory together.
+const keptAtOnce = 64
+
+// Kept appends to ids what objects refer to, without themselves, and with derivers the valid derivations that made them.
+func (t *Snapshot) Kept(objects []uint32, derivers bool, ids []uint32) []uint32 {
+	var some [keptAtOnce]*node
+	var made [keptAtOnce]meta.Digest
+	for group := range slices.Chunk(objects, keptAtOnce) {
+		nodes := some[:0]
+		for _, id := range group {
+			if t.Has(id) {
+				nodes = append(nodes, t.nodes[id])
+			}
+		}
+		ds := made[:0]
+		for _, n := range nodes {
+			ids = append(ids, n.refs...)
+			if derivers && n.deriver != (meta.Digest{}) {
+				ds = append(ds, n.deriver)
+			}
+		}
+		ids = t.findEach(ds, some[:len(ds)], ids)
+	}
+	return ids
+}
+
+// findEach appends the numbers of the digests that have one. It uses found.
+func (t *Snapshot) findEach(ds []meta.Digest, found []*node, ids []uint32) []uint32 {
+	if len(ds) == 0 {
+		return ids
+	}
+	t.s.graph.mu.RLock()
+	defer t.s.graph.mu.RUnlock()
+	t.s.graph.digests.findEach(t.s.graph.nodes, ds, found)
+	for _, n := range found {
+		if n != nil && int(n.id) < len(t.nodes) && t.nodes[n.id] == n {
+			ids = append(ids, n.id)
+		}
+	}
+	return ids
 }
 
 // Outputs returns the numbers of the valid outputs of a derivation.
@@ -160,7 +203,7 @@ func (s *Store) Collect(ctx context.Context, keepDerivations bool) (*Collection,
 	g.epoch++
 	g.collection = c
 	for d := range g.held {
-		if n := g.byDigest[d]; n != nil {
+		if n := g.row(d); n != nil {
 			c.keep(n)
 		}
 	}
@@ -188,7 +231,7 @@ func (c *Collection) keep(n *node) {
 			stack = append(stack, c.g.nodes[r])
 		}
 		if c.derivers && n.deriver != (meta.Digest{}) {
-			stack = append(stack, c.g.byDigest[n.deriver])
+			stack = append(stack, c.g.row(n.deriver))
 		}
 	}
 }
@@ -223,8 +266,8 @@ func (c *Collection) Seal(live Set, mark func(live Set, from []uint32) error) er
 func (c *Collection) End() {
 	c.g.mu.Lock()
 	c.g.collection = nil
-	c.g.recycle()
 	c.g.mu.Unlock()
+	c.g.recycle()
 	<-c.s.deletions
 }
 
@@ -275,7 +318,7 @@ func (s *Store) Delete(ctx context.Context, paths []store.Path) ([]Deleted, erro
 	if err := s.beginDeletion(ctx); err != nil {
 		return nil, err
 	}
-	defer func() { <-s.deletions }()
+	defer func() { s.graph.recycle(); <-s.deletions }()
 	order, err := s.TopoSort(paths)
 	if err != nil {
 		return nil, err
@@ -287,11 +330,6 @@ func (s *Store) Delete(ctx context.Context, paths []store.Path) ([]Deleted, erro
 		}
 	}
 	var refused error
-	defer func() {
-		s.graph.mu.Lock()
-		s.graph.recycle()
-		s.graph.mu.Unlock()
-	}()
 	deleted, err := s.delete(nodes, func(free []*node) []*node {
 		if refused = s.refuse(nodes, free); refused != nil {
 			return nil
@@ -311,7 +349,7 @@ func (s *Store) refuse(nodes, free []*node) error {
 		if !mine[n.id] || s.graph.held[n.digest] > 0 {
 			return fmt.Errorf("delete %s: %w by work in progress", s.path(n), ErrAlive)
 		}
-		for _, r := range n.referrers {
+		for _, r := range s.graph.referrers(n) {
 			if !mine[r] {
 				return fmt.Errorf("delete %s: %w by %s", s.path(n), ErrAlive, s.path(s.graph.nodes[r]))
 			}

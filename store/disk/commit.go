@@ -256,7 +256,7 @@ func (s *Store) enter(p *pending) {
 func (s *Store) flag(d meta.Digest, isDrv, isOut bool) {
 	s.graph.mu.Lock()
 	defer s.graph.mu.Unlock()
-	if n := s.graph.byDigest[d]; n != nil {
+	if n := s.graph.row(d); n != nil {
 		n.isDrv = n.isDrv || isDrv
 		n.isOut = n.isOut || isOut
 	}

@@ -41,13 +41,15 @@
 //
 // # Lock order
 //
-// Keyed locks of paths (sorted), then Lease.mu, then Store.mu, then graph.mu; the last two for moments only.
+// Keyed locks of paths (sorted), then Lease.mu, then Store.mu, then graph.mu; the last two for moments only, however many
+// objects there are: what takes longer lets others in between (graph.go).
 // A deletion only tries keyed locks.
 //
 // Not here: who may add what (package daemon), roots and what is garbage (package gc), building.
 package disk
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -55,11 +57,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"cairn/derivation"
@@ -298,42 +302,6 @@ func lockFile(name string) (*os.File, error) {
 	return f, nil
 }
 
-// load reads all objects into the graph: nodes first, edges second, because rows come in key order.
-func (s *Store) load() error {
-	g := s.graph
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	var refs []meta.Digest // of all objects, one after the other
-	var ends []int
-	err := s.db.Objects(func(d meta.Digest, o *meta.Object) error {
-		g.place(newNode(d, o))
-		refs = append(refs, o.References...)
-		ends = append(ends, len(refs))
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	start := 0
-	for i, end := range ends {
-		n := g.nodes[i]
-		g.link(n, refs[start:end])
-		want := end - start
-		if n.self {
-			want--
-		}
-		if len(n.refs) != want {
-			s.log.Error("object refers to something that is not valid; verify the store", "path", s.path(n).String())
-		}
-		start = end
-	}
-	return s.db.Named(func(d meta.Digest, isDrv, isOut bool) {
-		if n := g.byDigest[d]; n != nil {
-			n.isDrv, n.isOut = n.isDrv || isDrv, n.isOut || isOut
-		}
-	})
-}
-
 // recover compares the store directory with the graph: what has no row is a stray and goes, a row
 // without an object is not valid.
 func (s *Store) recover(ctx context.Context) error {
@@ -343,32 +311,28 @@ func (s *Store) recover(ctx context.Context) error {
 	if err := s.dropNewRoots(); err != nil {
 		return err
 	}
-	found := make([]bool, len(s.graph.nodes))
+	found := make([]atomic.Bool, len(s.graph.nodes))
 	trash := filepath.Join(s.layout.RealDir, trashName)
-	count := 0
+	var count atomic.Int64
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
 	err := readNames(s.layout.RealDir, func(names []string) error {
-		for _, name := range names {
-			if n := s.nodeNamed(name); n != nil {
-				found[n.id] = true
-			} else if s.isStray(name) {
-				count++
-				if err := s.discard(filepath.Join(s.layout.RealDir, name)); err != nil {
-					return err
-				}
-				failpoint.Hit("disk/recover/stray")
-			}
-		}
+		g.Go(func() error {
+			strays, err := s.recoverNames(names, found)
+			count.Add(int64(strays))
+			return err
+		})
 		return context.Cause(ctx)
 	})
-	if err != nil {
+	if err := cmp.Or(g.Wait(), err); err != nil {
 		return err
 	}
-	if count > 0 {
-		s.log.Info("removed what an interrupted process had left", "strays", count)
+	if n := count.Load(); n > 0 {
+		s.log.Info("removed what an interrupted process had left", "strays", n)
 	}
 	missing := 0
 	for _, n := range s.graph.nodes {
-		if n == nil || found[n.id] {
+		if n == nil || found[n.id].Load() {
 			continue
 		}
 		n.missing = true
@@ -383,14 +347,25 @@ func (s *Store) recover(ctx context.Context) error {
 	return s.emptyTrash(trash)
 }
 
-// nodeNamed returns the object whose name in the store directory is name.
-func (s *Store) nodeNamed(name string) *node {
-	p, err := s.layout.Dir.Path(name)
-	if err != nil {
-		return nil
+// recoverNames notes which objects have the names, and removes strays, which it counts.
+func (s *Store) recoverNames(names []string, found []atomic.Bool) (strays int, err error) {
+	for i, n := range s.graph.namedEach(names) {
+		name := names[i]
+		if n != nil {
+			found[n.id].Store(true)
+		} else if s.isStray(name) {
+			strays++
+			if err := s.discard(filepath.Join(s.layout.RealDir, name)); err != nil {
+				return strays, err
+			}
+			failpoint.Hit("disk/recover/stray")
+		}
 	}
-	return s.graph.rowOf(p)
+	return strays, nil
 }
+
+// nodeNamed returns the object whose name in the store directory is name.
+func (s *Store) nodeNamed(name string) *node { return s.graph.named(name) }
 
 // isStray reports whether a name in the store directory that is no object is ours to remove.
 func (s *Store) isStray(name string) bool {

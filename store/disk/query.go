@@ -30,11 +30,11 @@ func (s *Store) rowInfo(p store.Path) (*store.Info, error) {
 	}
 	s.graph.mu.RLock()
 	defer s.graph.mu.RUnlock()
-	n := s.graph.byDigest[d]
+	n := s.graph.row(d)
 	if err != nil || n == nil {
 		return nil, notValid(p)
 	}
-	refs := s.around(n, refsOf)
+	refs := s.around(n, n.refs)
 	return &store.Info{
 		Path:         p,
 		NarHash:      store.NewHash(store.SHA256, o.NarHash[:]),
@@ -105,7 +105,7 @@ func (s *Store) All() iter.Seq[store.Path] {
 func (s *Store) Count() (paths, references int) {
 	s.graph.mu.RLock()
 	defer s.graph.mu.RUnlock()
-	return len(s.graph.byDigest), s.graph.edges
+	return s.graph.digests.count, s.graph.edges
 }
 
 // node returns the node of a valid path. The caller holds graph.mu.
@@ -136,12 +136,12 @@ func (s *Store) sorted(ids []uint32, more ...*node) []store.Path {
 
 // References returns what p refers to, sorted, itself included if so.
 func (s *Store) References(p store.Path) ([]store.Path, error) {
-	return s.neighbours(p, refsOf)
+	return s.neighbours(p, s.graph.refsOf)
 }
 
 // Referrers returns what refers to p, sorted, itself included if so.
 func (s *Store) Referrers(p store.Path) ([]store.Path, error) {
-	return s.neighbours(p, referrersOf)
+	return s.neighbours(p, s.graph.referrers)
 }
 
 func (s *Store) neighbours(p store.Path, steps func(*node) []uint32) ([]store.Path, error) {
@@ -151,26 +151,30 @@ func (s *Store) neighbours(p store.Path, steps func(*node) []uint32) ([]store.Pa
 	if err != nil {
 		return nil, err
 	}
-	return s.around(n, steps), nil
+	return s.around(n, steps(n)), nil
 }
 
 // around returns what a node refers to or is referred to by, itself included if so. The caller holds graph.mu.
-func (s *Store) around(n *node, steps func(*node) []uint32) []store.Path {
+func (s *Store) around(n *node, ids []uint32) []store.Path {
 	if n.self {
-		return s.sorted(steps(n), n)
+		return s.sorted(ids, n)
 	}
-	return s.sorted(steps(n))
+	return s.sorted(ids)
 }
 
 // Closure returns the paths and everything they reach through references, references first.
-func (s *Store) Closure(ps ...store.Path) ([]store.Path, error) { return s.reach(ps, refsOf) }
+func (s *Store) Closure(ps ...store.Path) ([]store.Path, error) {
+	return s.paths(s.reach(ps, s.graph.refsOf))
+}
 
 // ReferrersClosure returns the paths and everything that reaches them, referrers first.
 func (s *Store) ReferrersClosure(ps ...store.Path) ([]store.Path, error) {
-	return s.reach(ps, referrersOf)
+	return s.paths(s.reach(ps, s.graph.referrersOf))
 }
 
-func (s *Store) reach(ps []store.Path, steps func(*node) []uint32) ([]store.Path, error) {
+// reach returns the nodes of valid paths and what their steps lead to, as walk does. A path that is deleted meanwhile is
+// not valid: what is deleted goes before its references.
+func (s *Store) reach(ps []store.Path, steps func(*node) []uint32) ([]*node, error) {
 	s.graph.mu.RLock()
 	defer s.graph.mu.RUnlock()
 	from := make([]*node, len(ps))
@@ -181,9 +185,22 @@ func (s *Store) reach(ps []store.Path, steps func(*node) []uint32) ([]store.Path
 		}
 		from[i] = n
 	}
-	order := walk(s.graph.nodes, from, steps)
-	out := make([]store.Path, len(order))
-	for i, n := range order {
+	order := s.graph.walk(from, steps)
+	for i, n := range from {
+		if n.gone {
+			return nil, notValid(ps[i])
+		}
+	}
+	return order, nil
+}
+
+// paths returns the paths of nodes.
+func (s *Store) paths(nodes []*node, err error) ([]store.Path, error) {
+	if err != nil {
+		return nil, err
+	}
+	out := make([]store.Path, len(nodes))
+	for i, n := range nodes {
 		out[i] = s.path(n)
 	}
 	return out, nil
@@ -191,15 +208,15 @@ func (s *Store) reach(ps []store.Path, steps func(*node) []uint32) ([]store.Path
 
 // TopoSort returns the given valid paths without doubles, references first.
 func (s *Store) TopoSort(ps []store.Path) ([]store.Path, error) {
-	closure, err := s.Closure(ps...)
+	closure, err := s.reach(ps, s.graph.refsOf)
 	if err != nil {
 		return nil, err
 	}
-	wanted := make(map[store.Path]bool, len(ps))
+	wanted := make(map[meta.Digest]bool, len(ps))
 	for _, p := range ps {
-		wanted[p] = true
+		wanted[meta.DigestOf(p)] = true
 	}
-	return slices.DeleteFunc(closure, func(p store.Path) bool { return !wanted[p] }), nil
+	return s.paths(slices.DeleteFunc(closure, func(n *node) bool { return !wanted[n.digest] }), nil)
 }
 
 // PathFromDigest returns the valid path that starts with the 32 digits.

@@ -66,7 +66,7 @@ func (s *Store) keepTarget(target string) {
 	}
 	s.graph.mu.Lock()
 	defer s.graph.mu.Unlock()
-	if n := s.graph.byDigest[meta.DigestOf(p)]; n != nil {
+	if n := s.graph.row(meta.DigestOf(p)); n != nil {
 		s.graph.keep(n)
 	}
 }

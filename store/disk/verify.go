@@ -267,9 +267,12 @@ func (s *Store) Unknown() ([]string, error) {
 // unknown is Unknown, and counts the names that somebody is busy with.
 func (s *Store) unknown() (unknown []string, busy int, err error) {
 	err = readNames(s.layout.RealDir, func(names []string) error {
-		for _, name := range names {
+		s.graph.mu.RLock()
+		known := s.graph.namedEach(names)
+		s.graph.mu.RUnlock()
+		for i, name := range names {
 			switch {
-			case strings.HasPrefix(name, ".") || s.hasRow(name):
+			case strings.HasPrefix(name, ".") || known[i] != nil:
 			case s.inTheMaking(name):
 				busy++
 			default:
@@ -309,11 +312,8 @@ func (s *Store) Forget(ctx context.Context, paths []store.Path) ([]store.Path, e
 	if err := s.beginDeletion(ctx); err != nil {
 		return nil, err
 	}
-	defer func() { <-s.deletions }()
+	defer func() { s.graph.recycle(); <-s.deletions }()
 	deleted, err := s.delete(s.missingNodes(paths), func(free []*node) []*node { return s.forgettable(free) })
-	s.graph.mu.Lock()
-	s.graph.recycle()
-	s.graph.mu.Unlock()
 	forgotten := make([]store.Path, len(deleted))
 	for i, d := range deleted {
 		forgotten[i] = d.Path
@@ -336,7 +336,7 @@ func (s *Store) missingNodes(paths []store.Path) []*node {
 			given[n] = true
 		}
 	}
-	return slices.DeleteFunc(walk(s.graph.nodes, from, referrersOf), func(n *node) bool { return !given[n] })
+	return slices.DeleteFunc(s.graph.walk(from, s.graph.referrersOf), func(n *node) bool { return !given[n] })
 }
 
 // forgettable returns the missing nodes among free that nobody holds and only others of them refer to.
@@ -346,7 +346,7 @@ func (s *Store) forgettable(free []*node) []*node {
 	var chosen []*node
 	for _, n := range free {
 		kept := !n.missing || n.gone || s.graph.held[n.digest] > 0
-		for _, r := range n.referrers {
+		for _, r := range s.graph.referrers(n) {
 			kept = kept || !going[r]
 		}
 		if !kept {

@@ -193,25 +193,35 @@ func (c *collection) mark(ctx context.Context) error {
 
 // extend adds objects and what they keep to the live ones.
 func (c *collection) extend(live disk.Set, from []uint32) error {
-	return mark(live, from, c.edges.kept)
+	return mark(live, slices.Clone(from), c.edges.keptBy)
 }
+
+// markAtOnce is for how many objects mark asks together what they keep.
+const markAtOnce = 64
 
 // mark adds to live everything that is reachable. Numbers that live has no room for are newer
 // than it, and not its business.
-func mark(live disk.Set, from []uint32, kept func(id uint32, ids []uint32) ([]uint32, error)) error {
-	grey := append([]uint32(nil), from...)
-	for len(grey) > 0 {
-		id := grey[len(grey)-1]
-		grey = grey[:len(grey)-1]
-		if int(id/64) >= len(live) || !live.Add(id) {
-			continue
+func mark(live disk.Set, from []uint32, kept func(ids, found []uint32) ([]uint32, error)) error {
+	var grey []uint32
+	found := from
+	var batch [markAtOnce]uint32
+	for {
+		for _, id := range found {
+			if int(id/64) < len(live) && live.Add(id) {
+				grey = append(grey, id)
+			}
 		}
+		if len(grey) == 0 {
+			return nil
+		}
+		left := max(0, len(grey)-markAtOnce)
+		n := copy(batch[:], grey[left:])
+		grey = grey[:left]
 		var err error
-		if grey, err = kept(id, grey); err != nil {
+		if found, err = kept(batch[:n], found[:0]); err != nil {
 			return err
 		}
 	}
-	return nil
 }
 
 func (c *collection) list(want func(uint32) bool) {

@@ -73,18 +73,13 @@ type edges struct {
 	outputs  bool // a derivation keeps its outputs
 }
 
-// kept appends to ids what an object keeps.
-func (e *edges) kept(id uint32, ids []uint32) ([]uint32, error) {
-	if !e.snap.Has(id) {
+// keptBy appends to ids what objects keep.
+func (e *edges) keptBy(objects, ids []uint32) ([]uint32, error) {
+	ids = e.snap.Kept(objects, e.derivers, ids)
+	if !e.outputs {
 		return ids, nil
 	}
-	ids = append(ids, e.snap.References(id)...)
-	if e.derivers {
-		if drv, ok := e.snap.Deriver(id); ok {
-			ids = append(ids, drv)
-		}
-	}
-	if e.outputs {
+	for _, id := range objects {
 		outputs, err := e.snap.Outputs(id)
 		if err != nil {
 			return nil, err
@@ -100,7 +95,7 @@ func (e *edges) keepers(id uint32) (map[uint32]uint32, error) {
 	var kept []uint32
 	for k := range uint32(e.snap.Len()) {
 		var err error
-		if kept, err = e.kept(k, kept[:0]); err != nil {
+		if kept, err = e.keptBy([]uint32{k}, kept[:0]); err != nil {
 			return nil, err
 		}
 		for _, n := range kept {

@@ -259,13 +259,25 @@ func (r *reader) version() {
 	}
 }
 
-func (r *reader) string() string {
+func (r *reader) string() string { return string(r.text()) }
+
+// text is string, only lent.
+func (r *reader) text() []byte {
 	n := int(r.u16())
 	if n > len(r.b) {
 		r.fail()
-		return ""
+		return nil
 	}
-	return string(r.bytes(n))
+	return r.bytes(n)
+}
+
+// name reads the name of an object, only lent.
+func (r *reader) name() []byte {
+	name := r.text()
+	if store.CheckName(string(name)) != nil {
+		r.fail()
+	}
+	return name
 }
 
 // strings appends to ss, a text having at least the two bytes of its length.

@@ -2,6 +2,7 @@ package meta
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 
 	"cairn/store"
@@ -36,9 +37,11 @@ func FuzzRecord(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var o Object
-		if decodeObject(store.DefaultDir, b, &o) == nil {
+		err := decodeObject(store.DefaultDir, b, &o)
+		if err == nil {
 			again(t, "object", b, o.encode)
 		}
+		sameNode(t, b, &o, err)
 		if r, err := decodeRealisation(store.DefaultDir, id, b); err == nil {
 			again(t, "realisation", b, func() ([]byte, error) { return encodeRealisation(r) })
 		}
@@ -58,5 +61,24 @@ func again(t *testing.T, what string, b []byte, encode func() ([]byte, error)) {
 	c, err := encode()
 	if err != nil || !bytes.Equal(b, c) {
 		t.Errorf("%s:\n got %x, %v\nwant %x", what, c, err, b)
+	}
+}
+
+// sameNode checks that a row says the same to the graph as to everybody else.
+func sameNode(t *testing.T, b []byte, o *Object, err error) {
+	t.Helper()
+	var n Node
+	if nodeErr := decodeNode(b, &n); (nodeErr == nil) != (err == nil) {
+		t.Errorf("%x: as object: %v, as node: %v", b, err, nodeErr)
+	}
+	if err != nil {
+		return
+	}
+	var deriver Digest
+	if !o.Deriver.IsZero() {
+		deriver = DigestOf(o.Deriver)
+	}
+	if string(n.Name) != o.Name || n.NarSize != o.NarSize || n.Deriver != deriver || !slices.Equal(n.References, o.References) {
+		t.Errorf("%x: object %+v, node %+v", b, o, n)
 	}
 }

@@ -15,6 +15,7 @@ type figure struct {
 
 var figures = []figure{
 	{"build-growth", buildGrowth},
+	{"large-graph", largeGraph},
 }
 
 // gauge is a figure that is being measured.
