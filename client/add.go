@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 
 	"cairn/archive/nar"
 	"cairn/archive/wire"
@@ -21,6 +22,61 @@ func (c *Conn) NAR(ctx context.Context, path store.Path, w io.Writer) error {
 			return err
 		},
 	})
+}
+
+// askNARs is how many archives are asked for at once.
+const askNARs = 4096
+
+// NARs writes the archives of valid paths, one after the other, each to the writer that next returns for its path.
+func (c *Conn) NARs(ctx context.Context, paths []store.Path, next func(store.Path) (io.Writer, error)) error {
+	if !c.answer.Has(protocol.FeatureCairn) {
+		return eachNAR(ctx, c, paths, next)
+	}
+	for some := range slices.Chunk(paths, askNARs) {
+		err := c.do(ctx, &call{
+			op: protocol.OpNARs, what: fmt.Sprintf("read %d paths", len(some)),
+			fields: func(e *protocol.Encoder) { e.PathList(some) },
+			bulk: func(r *wire.Reader) error {
+				for _, p := range some {
+					w, err := next(p)
+					if err == nil {
+						_, err = nar.Copy(w, r)
+					}
+					if err != nil {
+						return err
+					}
+				}
+				return nil
+			},
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// NARs is Conn.NARs for any store, with a question for each path where there is no other way.
+func NARs(ctx context.Context, from store.Reader, paths []store.Path, next func(store.Path) (io.Writer, error)) error {
+	if many, ok := from.(interface {
+		NARs(context.Context, []store.Path, func(store.Path) (io.Writer, error)) error
+	}); ok {
+		return many.NARs(ctx, paths, next)
+	}
+	return eachNAR(ctx, from, paths, next)
+}
+
+func eachNAR(ctx context.Context, from store.Reader, paths []store.Path, next func(store.Path) (io.Writer, error)) error {
+	for _, p := range paths {
+		w, err := next(p)
+		if err == nil {
+			err = from.NAR(ctx, p, w)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Add makes a path valid with the contents that it reads from archive, exactly one NAR.
@@ -45,6 +101,10 @@ func copyOne(w io.Writer, archive io.Reader) error {
 
 // AddFrom adds objects in one operation, reading them from a store. References must come first.
 func (c *Conn) AddFrom(ctx context.Context, infos []*store.Info, from store.Reader) error {
+	paths := make([]store.Path, len(infos))
+	for i, info := range infos {
+		paths[i] = info.Path
+	}
 	return c.do(ctx, &call{
 		op: protocol.OpAddMultipleToStore, what: fmt.Sprintf("add %d paths", len(infos)), since: 32,
 		fields: func(e *protocol.Encoder) {
@@ -55,11 +115,14 @@ func (c *Conn) AddFrom(ctx context.Context, infos []*store.Info, from store.Read
 			ww := wire.NewWriter(w)
 			e := protocol.NewEncoder(ww, c.answer.Format)
 			e.Uint64(uint64(len(infos)))
-			for _, i := range infos {
-				e.KeyedInfo(i)
-				if err := from.NAR(ctx, i.Path, ww); err != nil {
-					return err
-				}
+			n := 0
+			err := NARs(ctx, from, paths, func(store.Path) (io.Writer, error) {
+				e.KeyedInfo(infos[n])
+				n++
+				return ww, nil
+			})
+			if err != nil {
+				return err
 			}
 			return e.Flush()
 		},

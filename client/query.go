@@ -104,6 +104,25 @@ func (c *Conn) Closure(ctx context.Context, paths []store.Path) ([]*store.Info, 
 	return list, err
 }
 
+// ClosurePaths returns the paths of a closure, references first.
+func (c *Conn) ClosurePaths(ctx context.Context, paths []store.Path) ([]store.Path, error) {
+	if c.answer.Has(protocol.FeatureCairn) {
+		var list []store.Path
+		err := c.do(ctx, &call{
+			op: protocol.OpQueryClosurePaths, what: "query closure",
+			fields: func(e *protocol.Encoder) { e.Paths(paths) },
+			reply:  func(d *protocol.Decoder) { list = d.PathList() },
+		})
+		return list, err
+	}
+	infos, err := c.walk(ctx, paths)
+	list := make([]store.Path, len(infos))
+	for i, info := range infos {
+		list[i] = info.Path
+	}
+	return list, err
+}
+
 // walk finds a closure path by path.
 func (c *Conn) walk(ctx context.Context, paths []store.Path) ([]*store.Info, error) {
 	seen := map[store.Path]bool{}

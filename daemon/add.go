@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -221,38 +222,35 @@ func (x *session) addMultipleToStore(ctx context.Context, a archived) (reply, er
 	d := protocol.NewDecoder(r, x.d.Format)
 	d.Reserve = x.memory.take
 	n := d.Uint64()
-	p := newPipeline(ctx)
+	p := newPipeline(ctx, x.server.store)
 	for i := uint64(0); i < n; i++ {
 		d.Reset(protocol.MaxRequest)
 		a.info = d.KeyedInfo()
-		if err := d.Err(); err != nil {
-			return nil, p.end(fmt.Errorf("add path %d of %d: %w", i+1, n, err))
+		err := d.Err()
+		if err != nil {
+			err = fmt.Errorf("add path %d of %d: %w", i+1, n, err)
+		} else {
+			err = x.addNext(ctx, p, a, r)
 		}
-		if err := x.addNext(p, a, r); err != nil {
-			return nil, p.end(err)
+		if err != nil {
+			return nil, cmp.Or(p.flush(), err) // what came before is added
 		}
 	}
-	return nil, p.end(d.Err())
+	return nil, cmp.Or(p.flush(), d.Err())
 }
 
-// addNext adds a small object in the background, others at once, when what it refers to is there.
-func (x *session) addNext(p *pipeline, a archived, r *wire.Reader) error {
-	if err := p.await(append(a.info.References, a.info.Path)); err != nil {
-		return err
-	}
+// addNext adds a small object with others, and another when all before it are added.
+func (x *session) addNext(ctx context.Context, p *pipeline, a archived, r *wire.Reader) error {
 	if a.info.NarSize == 0 || a.info.NarSize > smallArchive || a.info.Path.IsDerivation() {
-		return x.addArchive(p.ctx, a, r)
+		if err := p.flush(); err != nil {
+			return err
+		}
+		return x.addArchive(ctx, a, r)
 	}
 	if err := x.admit(a); err != nil {
 		return fmt.Errorf("add %s: %w", a.info.Path, err)
 	}
-	var b bytes.Buffer
-	if _, err := nar.Copy(&bounded{w: &b, left: a.info.NarSize}, r); err != nil {
-		return fmt.Errorf("add %s: %w", a.info.Path, err)
-	}
-	info := a.info
-	p.start(info.Path, func() error { return x.server.store.Add(p.ctx, info, &b) })
-	return nil
+	return p.add(a.info, r)
 }
 
 func (x *session) narFromPath(ctx context.Context, p store.Path) (reply, error) {
@@ -263,4 +261,24 @@ func (x *session) narFromPath(ctx context.Context, p store.Path) (reply, error) 
 		return nil, err
 	}
 	return func(e *protocol.Encoder) error { return x.server.store.NAR(x.ctx, p, e.Wire()) }, nil
+}
+
+// nars replies many archives at once, so that a closure takes one question.
+func (x *session) nars(ctx context.Context, paths []store.Path) (reply, error) {
+	if err := x.hold(paths...); err != nil {
+		return nil, err
+	}
+	for _, p := range paths {
+		if !x.server.store.IsValid(p) {
+			return nil, fmt.Errorf("path %s: %w", p, store.ErrNotValid)
+		}
+	}
+	return func(e *protocol.Encoder) error {
+		for _, p := range paths {
+			if err := x.server.store.NAR(x.ctx, p, e.Wire()); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, nil
 }

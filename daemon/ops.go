@@ -94,6 +94,8 @@ var operations = []operation{
 	{op: protocol.OpQueryClosure, name: "QueryClosure", verb: archive.Connect, feature: protocol.FeatureCairn, handle: on((*protocol.Decoder).Paths, (*session).queryClosure)},
 	{op: protocol.OpVerify, name: "Verify", verb: archive.Verify, feature: protocol.FeatureCairn, long: true, handle: on(readCollect, (*session).verify)},
 	{op: protocol.OpOptimise, name: "Optimise", verb: archive.Verify, feature: protocol.FeatureCairn, long: true, handle: on(none, (*session).optimise)},
+	{op: protocol.OpNARs, name: "NARs", verb: archive.Connect, feature: protocol.FeatureCairn, handle: on((*protocol.Decoder).PathList, (*session).nars)},
+	{op: protocol.OpQueryClosurePaths, name: "QueryClosurePaths", verb: archive.Connect, feature: protocol.FeatureCairn, handle: on((*protocol.Decoder).Paths, (*session).queryClosurePaths)},
 	{op: protocol.OpAddOpen, name: "AddOpen", verb: archive.Add, feature: protocol.FeatureDescriptor, long: true, handle: on(readOpen, (*session).addOpen)},
 }
 

@@ -1,76 +1,84 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
-	"golang.org/x/sync/errgroup"
-
 	"cairn/store"
+	"cairn/store/disk"
 )
 
-// Limits of a pipeline: what it may keep in memory is their product.
+// Limits of a pipeline. It keeps two batches in memory.
 const (
 	smallArchive = 256 << 10
-	maxWaiting   = 16
+	batchBytes   = 2 << 20
+	batchObjects = 1024
 )
 
-// pipeline adds several small objects of one upload at the same time, so that they share the store's commits.
+// pipeline adds small objects of one upload in batches: while one is added, the next is read.
 // Only the session's goroutine calls its methods.
 type pipeline struct {
-	ctx   context.Context // ends at the first error
-	group *errgroup.Group
-	added map[store.Path]chan struct{}
+	ctx   context.Context
+	store *disk.Store
+	list  []disk.Archive // that is being filled
+	size  int            // of its archives
+	buf   []byte         // where its newest archives are
+	other []byte         // the buffer of the batch that is being added
+	busy  chan error     // gives that batch's error; nil when there is none
+	err   error          // the first; nothing is added after it
 }
 
-func newPipeline(ctx context.Context) *pipeline {
-	p := &pipeline{added: map[store.Path]chan struct{}{}}
-	p.group, p.ctx = errgroup.WithContext(ctx)
-	p.group.SetLimit(maxWaiting)
-	return p
-}
+func newPipeline(ctx context.Context, s *disk.Store) *pipeline { return &pipeline{ctx: ctx, store: s} }
 
-// start runs add in the background, after waiting for one of maxWaiting places.
-func (p *pipeline) start(path store.Path, add func() error) {
-	done := make(chan struct{})
-	p.added[path] = done
-	p.group.Go(func() error {
-		defer close(done)
-		return add()
-	})
-}
-
-// await waits for paths that are being added.
-func (p *pipeline) await(paths []store.Path) error {
-	for _, path := range paths {
-		if done, ok := p.added[path]; ok {
-			<-done
-			delete(p.added, path)
+// add reads a small archive of the size that info says.
+func (p *pipeline) add(info *store.Info, r io.Reader) error {
+	size := int(info.NarSize)
+	if len(p.list) == batchObjects || p.size+size > batchBytes {
+		if err := p.hand(); err != nil {
+			return err
 		}
 	}
-	return context.Cause(p.ctx)
-}
-
-// end waits for all. It returns the first error of those in the background, unless err is another one.
-func (p *pipeline) end(err error) error {
-	first := p.group.Wait()
-	if err == nil || first != nil && errors.Is(err, first) {
-		return first
+	at := len(p.buf)
+	if cap(p.buf) < at+size { // those before stay where they are
+		p.buf, at = make([]byte, 0, min(batchBytes, max(2*cap(p.buf), smallArchive))), 0
 	}
-	return err
-}
-
-// bounded refuses what is longer than was announced.
-type bounded struct {
-	w    io.Writer
-	left int64
-}
-
-func (b *bounded) Write(p []byte) (int, error) {
-	if b.left -= int64(len(p)); b.left < 0 {
-		return 0, fmt.Errorf("nar has more bytes than announced: %w", store.ErrHashMismatch)
+	p.size += size
+	p.buf = p.buf[:at+size]
+	nar := p.buf[at:]
+	if _, err := io.ReadFull(r, nar); err != nil {
+		return fmt.Errorf("add %s: %w", info.Path, err)
 	}
-	return b.w.Write(p)
+	p.list = append(p.list, disk.Archive{Info: info, NAR: nar})
+	return nil
+}
+
+// hand has the batch added in the background, after the one before.
+func (p *pipeline) hand() error {
+	if err := p.await(); err != nil {
+		return err
+	}
+	list, busy := p.list, make(chan error, 1)
+	p.list, p.size, p.busy = nil, 0, busy
+	p.buf, p.other = p.other[:0], p.buf
+	go func() { busy <- p.store.AddAll(p.ctx, list) }()
+	return nil
+}
+
+// await waits for the batch in the background.
+func (p *pipeline) await() error {
+	if p.busy != nil {
+		p.err = cmp.Or(p.err, <-p.busy)
+		p.busy = nil
+	}
+	return p.err
+}
+
+// flush waits until everything is added.
+func (p *pipeline) flush() error {
+	if err := p.hand(); err != nil {
+		return err
+	}
+	return p.await()
 }

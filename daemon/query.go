@@ -157,3 +157,14 @@ func (x *session) queryClosure(ctx context.Context, roots []store.Path) (reply, 
 		return nil
 	}, nil
 }
+
+func (x *session) queryClosurePaths(_ context.Context, roots []store.Path) (reply, error) {
+	list, err := x.server.store.Closure(roots...)
+	if err != nil {
+		return nil, err
+	}
+	return func(e *protocol.Encoder) error {
+		e.PathList(list)
+		return nil
+	}, nil
+}

@@ -268,12 +268,12 @@ func (x *session) closeIfIdle() {
 // maxHeld is how many paths a session may keep alive by name.
 const maxHeld = 1 << 20
 
-// hold keeps a path alive until the session ends.
-func (x *session) hold(p store.Path) error {
-	if x.held++; x.held > maxHeld {
-		return fmt.Errorf("keep %s: this session keeps %d paths already, which is the limit", p, maxHeld)
+// hold keeps paths alive until the session ends.
+func (x *session) hold(ps ...store.Path) error {
+	if x.held += len(ps); x.held > maxHeld {
+		return fmt.Errorf("keep %d paths: this session keeps %d already, and the limit is %d", len(ps), x.held-len(ps), maxHeld)
 	}
-	return x.lease.Hold(p)
+	return x.lease.Hold(ps...)
 }
 
 // request reads, checks, runs and answers. An error ends the session.

@@ -129,7 +129,7 @@ func requestOf(op protocol.Op, e *protocol.Encoder, p store.Path) (upload []byte
 	case protocol.OpQueryValidPaths:
 		e.Paths(nil)
 		e.Bool(true)
-	case protocol.OpQuerySubstitutablePaths, protocol.OpQueryClosure, protocol.OpQueryMissing, protocol.OpClearFailedPaths, protocol.OpQuerySubstitutablePathInfos:
+	case protocol.OpQuerySubstitutablePaths, protocol.OpQueryClosure, protocol.OpQueryClosurePaths, protocol.OpNARs, protocol.OpQueryMissing, protocol.OpClearFailedPaths, protocol.OpQuerySubstitutablePathInfos:
 		e.Uint64(0)
 	case protocol.OpAddToStore:
 		e.Text("x")

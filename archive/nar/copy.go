@@ -22,13 +22,20 @@ var direntBuffers = sync.Pool{New: func() any { return new([direntSize]byte) }}
 // Copy passes exactly one archive through from r to w and checks it.
 // It returns the archive's size; an archive that is not canonical gives an error after part of it was written.
 func Copy(w io.Writer, r io.Reader) (int64, error) {
-	out := bufio.NewWriterSize(w, 64<<10)
+	out := writers.Get().(*bufio.Writer)
+	out.Reset(w)
+	defer func() {
+		out.Reset(nil)
+		writers.Put(out)
+	}()
 	n := NewReader(io.TeeReader(r, out))
 	if err := n.drain(); err != nil {
 		return n.offset, err
 	}
 	return n.offset, out.Flush()
 }
+
+var writers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, 64<<10) }}
 
 // drain reads the whole archive.
 func (r *Reader) drain() error {

@@ -32,10 +32,17 @@ func Dump(w io.Writer, path string) error {
 		return fmt.Errorf("dump %s: open %s: %w", path, orDot(dir), err)
 	}
 	defer unix.Close(at)
+	return dumpAt(w, at, base, path)
+}
+
+// DumpAt is Dump of the tree called name in the directory with the handle at.
+func DumpAt(w io.Writer, at int, name string) error { return dumpAt(w, at, name, name) }
+
+func dumpAt(w io.Writer, at int, name, path string) error {
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	d := &dumper{dst: w, buf: *buf}
-	if err := d.root(at, base); err != nil {
+	if err := d.root(at, name); err != nil {
 		return fmt.Errorf("dump %s: %w", filepath.Join(append([]string{path}, d.names...)...), err)
 	}
 	return nil

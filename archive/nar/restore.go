@@ -49,15 +49,27 @@ func Restore(r io.Reader, path string, opts *RestoreOptions) error {
 		return fmt.Errorf("restore %s: open %s: %w", path, orDot(dir), err)
 	}
 	defer unix.Close(at)
+	return restoreAt(r, at, base, path, opts)
+}
+
+// RestoreAt is Restore of a tree called name in the directory with the handle at.
+func RestoreAt(r io.Reader, at int, name string, opts *RestoreOptions) error {
+	if err := checkName(name); err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	return restoreAt(r, at, name, name, opts)
+}
+
+func restoreAt(r io.Reader, at int, name, path string, opts *RestoreOptions) error {
 	var o RestoreOptions
 	if opts != nil {
 		o = *opts
 	}
-	t := &restorer{base: base, planter: planter{sync: o.Sync, files: o.Files}}
+	t := &restorer{base: name, planter: planter{sync: o.Sync, files: o.Files}}
 	t.parent = newFolder(at) // which is never left
 	t.tape = newTape(r, o.Sums, t.dispatch, t.planter.fail)
 	t.src = NewReader(t.tape)
-	err = t.run()
+	err := t.run()
 	if e := t.finish(err); err == nil || errors.Is(e, errStopped) {
 		err = e
 	}

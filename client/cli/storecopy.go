@@ -248,15 +248,31 @@ func newCopyProgress(env *Env, quiet bool, from store.Reader) *copyProgress {
 	return &copyProgress{Reader: from, progress: env.newProgress(quiet)}
 }
 
-// NAR reads an object.
-func (p *copyProgress) NAR(ctx context.Context, path store.Path, w io.Writer) error {
+// begin shows that an object is read, until its number is finished.
+func (p *copyProgress) begin(path store.Path) uint64 {
 	p.mu.Lock()
 	p.id++
 	id := p.id
 	p.mu.Unlock()
 	p.progress.start(id, "copy "+path.Name())
-	defer p.progress.finish(id)
+	return id
+}
+
+// NAR reads an object.
+func (p *copyProgress) NAR(ctx context.Context, path store.Path, w io.Writer) error {
+	defer p.progress.finish(p.begin(path))
 	return p.Reader.NAR(ctx, path, w)
+}
+
+// NARs reads objects.
+func (p *copyProgress) NARs(ctx context.Context, paths []store.Path, next func(store.Path) (io.Writer, error)) error {
+	id := uint64(0)
+	defer func() { p.progress.finish(id) }()
+	return client.NARs(ctx, p.Reader, paths, func(path store.Path) (io.Writer, error) {
+		p.progress.finish(id)
+		id = p.begin(path)
+		return next(path)
+	})
 }
 
 // cacheOrigin reads from a binary cache.

@@ -62,12 +62,7 @@ var questions = []question{
 }
 
 func closurePaths(ctx context.Context, s *session, p store.Path) ([]store.Path, error) {
-	infos, err := s.Closure(ctx, []store.Path{p})
-	var paths []store.Path
-	for _, i := range infos {
-		paths = append(paths, i.Path)
-	}
-	return paths, err
+	return s.ClosurePaths(ctx, []store.Path{p})
 }
 
 func referrersClosure(ctx context.Context, s *session, p store.Path) ([]store.Path, error) {

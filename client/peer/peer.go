@@ -161,6 +161,11 @@ func (c *Conn) Close() error {
 // Address returns where the peer is.
 func (c *Conn) Address() Address { return c.address }
 
+// NARs is client.Conn.NARs.
+func (c *Conn) NARs(ctx context.Context, paths []store.Path, next func(store.Path) (io.Writer, error)) error {
+	return client.NARs(ctx, c.endpoint, paths, next)
+}
+
 // Version says what was agreed on with the peer.
 func (c *Conn) Version() string {
 	if c.worker != nil {

@@ -190,7 +190,10 @@ func (d *Decoder) OptionalPath() store.Path {
 }
 
 // Paths reads a set of store paths; it comes back sorted and without doubles.
-func (d *Decoder) Paths() []store.Path {
+func (d *Decoder) Paths() []store.Path { return store.SortPaths(d.PathList()) }
+
+// PathList reads store paths and keeps their order.
+func (d *Decoder) PathList() []store.Path {
 	var list []store.Path
 	for range d.Count() {
 		p := d.Path()
@@ -199,7 +202,7 @@ func (d *Decoder) Paths() []store.Path {
 		}
 		list = append(list, p)
 	}
-	return store.SortPaths(list)
+	return list
 }
 
 // ContentAddress reads a content address or the zero value.

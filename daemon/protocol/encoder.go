@@ -62,7 +62,11 @@ func (e *Encoder) Paths(list []store.Path) {
 	if !slices.IsSortedFunc(list, store.Path.Compare) {
 		list = slices.Clone(list)
 	}
-	list = store.SortPaths(list)
+	e.PathList(store.SortPaths(list))
+}
+
+// PathList writes store paths in their order.
+func (e *Encoder) PathList(list []store.Path) {
 	e.Uint64(uint64(len(list)))
 	for _, p := range list {
 		e.Path(p)

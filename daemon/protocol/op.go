@@ -73,6 +73,10 @@ const (
 	OpVerify Op = 0x6361_0008
 	// OpOptimise: → JSON OptimiseResult.
 	OpOptimise Op = 0x6361_0009
+	// OpNARs: list of paths → their NARs, one behind the other, in that order.
+	OpNARs Op = 0x6361_000a
+	// OpQueryClosurePaths: paths → the list of paths of the closure, references first.
+	OpQueryClosurePaths Op = 0x6361_000b
 	// OpAddOpen: name, content address method, references; with the first byte comes a file descriptor, open for reading, of
 	// what is to be added → optional keyed path info: none when the daemon wants the contents sent (OpAddToStore). Of FeatureDescriptor.
 	OpAddOpen Op = 0x6361_0020

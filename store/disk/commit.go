@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -186,13 +187,7 @@ func (s *Store) syncNames([]*addition) error {
 // rename gives trees their final names. What stands there without being valid is a stray.
 func (s *Store) rename(a *addition) error {
 	for _, p := range a.objects {
-		final := s.RealPath(p.path)
-		if _, err := os.Lstat(final); err == nil {
-			if err := s.discard(final); err != nil {
-				return err
-			}
-		}
-		if err := os.Rename(p.temp, final); err != nil {
+		if err := s.place(p.temp, s.RealPath(p.path)); err != nil {
 			return noSpace(err)
 		}
 		p.placed = true
@@ -201,6 +196,23 @@ func (s *Store) rename(a *addition) error {
 		}
 	}
 	return nil
+}
+
+func (s *Store) place(temp, final string) error {
+	at := int(s.dir.Fd())
+	err := unix.Renameat2(at, filepath.Base(temp), at, filepath.Base(final), unix.RENAME_NOREPLACE)
+	switch {
+	case err == nil:
+		return nil
+	case !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.EINVAL): // the second is of file systems that know no flags
+		return &os.LinkError{Op: "rename", Old: temp, New: final, Err: err}
+	}
+	if _, err := os.Lstat(final); err == nil {
+		if err := s.discard(final); err != nil {
+			return err
+		}
+	}
+	return os.Rename(temp, final)
 }
 
 // commitRows writes the rows of all additions, in as few transactions as they fit, and

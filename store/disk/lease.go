@@ -233,14 +233,17 @@ func LeaseOf(ctx context.Context) *Lease {
 	return l
 }
 
-// holdFor holds a path that is being added: by the context's lease, and until the returned function is called.
-func (s *Store) holdFor(ctx context.Context, p store.Path) func() {
+// holdFor holds paths that are being added: by the context's lease, and until the returned function is called.
+func (s *Store) holdFor(ctx context.Context, ps ...store.Path) func() {
 	if l, ok := ctx.Value(leaseKey{}).(*Lease); ok && l.s == s {
-		if err := l.Hold(p); err != nil {
-			s.log.Warn("lease does not hold an addition", "path", p.String(), "error", err)
+		if err := l.Hold(ps...); err != nil {
+			s.log.Warn("lease does not hold an addition", "paths", fmt.Sprint(ps), "error", err)
 		}
 	}
-	d := meta.DigestOf(p)
-	s.graph.hold(d)
-	return func() { s.graph.release(d) }
+	ds := make([]meta.Digest, len(ps))
+	for i, p := range ps {
+		ds[i] = meta.DigestOf(p)
+	}
+	s.graph.hold(ds...)
+	return func() { s.graph.release(ds...) }
 }

@@ -61,7 +61,7 @@ func (s *Store) NAR(ctx context.Context, p store.Path, w io.Writer) error {
 	if !s.graph.valid(p) {
 		return notValid(p)
 	}
-	return nar.Dump(contextWriter{ctx, w}, s.RealPath(p))
+	return nar.DumpAt(contextWriter{ctx, w}, int(s.dir.Fd()), p.Base())
 }
 
 type contextWriter struct {

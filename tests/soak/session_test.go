@@ -239,6 +239,8 @@ var operations = []struct {
 	{protocol.OpStatus, func(*script) {}},
 	{protocol.OpCollectGarbage2, func(s *script) { s.e.Text(`{"dryRun":true}`) }},
 	{protocol.OpQueryClosure, func(s *script) { s.e.Paths(s.paths()) }},
+	{protocol.OpQueryClosurePaths, func(s *script) { s.e.Paths(s.paths()) }},
+	{protocol.OpNARs, func(s *script) { s.e.PathList(s.paths()) }},
 	{protocol.Op(24), func(*script) {}},
 	{protocol.Op(99), func(*script) {}},
 }

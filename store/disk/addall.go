@@ -1,0 +1,191 @@
+package disk
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"cairn/archive/nar"
+	"cairn/store"
+	"cairn/store/meta"
+)
+
+// Archive is an object whose NAR is in memory.
+type Archive struct {
+	Info *store.Info
+	NAR  []byte
+}
+
+// AddAll makes small objects valid, those referred to first, in one commit. Each is checked as Add checks it.
+// When one is wrong, those before it are added and those behind it are not.
+func (s *Store) AddAll(ctx context.Context, list []Archive) error {
+	b := &bulk{s: s, together: map[store.Path]bool{}}
+	defer b.end()
+	list, wrong := b.prefix(list, func(a Archive) error { return s.checkInfo(a.Info) })
+	paths := make([]store.Path, len(list))
+	digests := make([]meta.Digest, len(list))
+	size := int64(0)
+	for i, a := range list {
+		paths[i], digests[i] = a.Info.Path, meta.DigestOf(a.Info.Path)
+		size += int64(len(a.NAR))
+	}
+	defer s.holdFor(ctx, paths...)()
+	unlock, err := s.locks.lock(ctx, digests...)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	if err := s.room(size); err != nil {
+		return err
+	}
+	list, err = b.prefix(list, b.admit)
+	if err != nil {
+		wrong = err
+	}
+	if err := b.unpack(); err != nil {
+		wrong = err
+	}
+	if err := b.commit(); err != nil {
+		return err
+	}
+	return wrong
+}
+
+// bulk is an AddAll under way.
+type bulk struct {
+	s        *Store
+	items    []*bulkItem         // that are not valid yet
+	together map[store.Path]bool // their paths
+	releases []func()            // of their references
+}
+
+type bulkItem struct {
+	Archive
+	temp   string // where its tree is; empty when it is not
+	object *pending
+}
+
+// prefix returns what comes before the first archive that is wrong, and why that is.
+func (b *bulk) prefix(list []Archive, check func(Archive) error) ([]Archive, error) {
+	for i, a := range list {
+		if err := check(a); err != nil {
+			return list[:i], fmt.Errorf("add %s: %w", a.Info.Path, err)
+		}
+	}
+	return list, nil
+}
+
+// admit notes an archive whose object is not valid yet and whose references are valid or noted.
+func (b *bulk) admit(a Archive) error {
+	if ok, err := b.s.present(a.Info.Path); err != nil || ok || b.together[a.Info.Path] {
+		return err
+	}
+	release, err := b.s.holdRefs(a.Info.Path, a.Info.References, b.together)
+	if err != nil {
+		return err
+	}
+	b.releases = append(b.releases, release)
+	b.together[a.Info.Path] = true
+	b.items = append(b.items, &bulkItem{Archive: a})
+	return nil
+}
+
+// unpack makes the trees, on all cores, and keeps the items before the first that fails.
+func (b *bulk) unpack() error {
+	errs := make([]error, len(b.items))
+	var next atomic.Int64
+	work := func() {
+		for i := int(next.Add(1)) - 1; i < len(b.items); i = int(next.Add(1)) - 1 {
+			errs[i] = b.s.unpack(b.items[i])
+		}
+	}
+	var wg sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), len(b.items)) - 1 {
+		wg.Go(work)
+	}
+	work()
+	wg.Wait()
+	staged := map[store.Path]string{}
+	hashes := b.s.hashesWith(staged)
+	for i, it := range b.items {
+		err := errs[i]
+		if err == nil {
+			staged[it.Info.Path] = it.temp
+			it.object, err = b.s.pending(it.Info, it.temp, hashes)
+		}
+		if err != nil {
+			drop(b.items[i:])
+			b.items = b.items[:i]
+			return fmt.Errorf("add %s: %w", it.Info.Path, noSpace(err))
+		}
+	}
+	return nil
+}
+
+// drop removes trees that are not renamed.
+func drop(items []*bulkItem) {
+	for _, it := range items {
+		if it.temp != "" {
+			removeTree(it.temp)
+		}
+	}
+}
+
+// unpack checks an archive and makes its tree.
+func (s *Store) unpack(it *bulkItem) error {
+	info := *it.Info // its size may not be known
+	it.Info = &info
+	sum := sha256.Sum256(it.NAR)
+	if !bytes.Equal(sum[:], info.NarHash.Bytes()) {
+		return fmt.Errorf("nar has %s, announced was %s: %w", store.NewHash(store.SHA256, sum[:]), info.NarHash, store.ErrHashMismatch)
+	}
+	if size := int64(len(it.NAR)); info.NarSize != 0 && size != info.NarSize {
+		return fmt.Errorf("nar has %d bytes, announced were %d: %w", size, info.NarSize, store.ErrHashMismatch)
+	}
+	info.NarSize = int64(len(it.NAR))
+	check := newContentCheck(&info)
+	for _, w := range check.writers() {
+		w.Write(it.NAR)
+	}
+	temp := s.temp()
+	r := bytes.NewReader(it.NAR)
+	if err := nar.RestoreAt(r, int(s.dir.Fd()), filepath.Base(temp), nil); err != nil {
+		return err
+	}
+	it.temp = temp
+	if r.Len() != 0 {
+		return fmt.Errorf("%d bytes follow the archive: %w", r.Len(), nar.ErrFormat)
+	}
+	return check.verify(&info, temp)
+}
+
+func (b *bulk) commit() error {
+	if len(b.items) == 0 {
+		return nil
+	}
+	objects := make([]*pending, len(b.items))
+	for i, it := range b.items {
+		objects[i] = it.object
+	}
+	err := b.s.commit(objects)
+	if err != nil {
+		drop(b.items)
+		err = fmt.Errorf("add %d paths, %s and others: %w", len(objects), objects[0].path, noSpace(err))
+	}
+	return err
+}
+
+// end gives the references back.
+func (b *bulk) end() {
+	for _, release := range b.releases {
+		release()
+	}
+}
