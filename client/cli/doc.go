@@ -717,6 +717,33 @@
 //	cairn store query references ./result
 //	cairn store query referrers-closure --json /cairn/store/f2ib…-hello
 //
+// # cairn store rebuild
+//
+// Remake the database when it is lost or damaged: from the newest of the backups that
+// the daemon makes (settings backup-interval and backup-keep), and from the objects
+// themselves. The daemon must not run.
+//
+// Every object is read. Those that are as the backup says are registered as they were,
+// signatures included. Those that came later are registered when their contents prove
+// their path: derivations, sources, fixed and content-addressed outputs. An object with
+// wrong files keeps its row, so that 'cairn store repair' can mend it. The others'
+// files are moved to .lost in the store directory, and it is said how to get them
+// again; nothing is deleted, the old database neither. With a better backup a later
+// --force run takes back what is in .lost.
+//
+// The exit code is 1 if anything is not as it was.
+//
+//	cairn store rebuild [--dry-run] [--backup FILE] [--json] [flags]
+//	  --backup FILE                take what is known of objects from FILE instead of the newest backup
+//	  -n, --dry-run                only say what would come of it
+//	  --force                      replace a database that is whole
+//	  --json                       print JSON
+//
+// For example:
+//
+//	cairn store rebuild --dry-run
+//	cairn store rebuild --root ~/try --backup /backup/00000000000000000042.backup
+//
 // # cairn store referrers
 //
 // List the valid objects that refer directly to an object. What keeps it alive is

@@ -135,6 +135,7 @@ var hintTable = []struct {
 	{is(protocol.ErrNotAllowed), "'cairn acl mine' says what you may do; root can add to it: cairn acl allow user:NAME VERB"},
 	{is(archive.ErrCorrupt), "nothing of it was kept; make it again with 'cairn archive --export', or copy it again"},
 	{is(cache.ErrReadOnly), "a web server has to take PUT; on the machine that holds its files, push to the folder: file:///FOLDER"},
+	{isDatabaseLost, "nothing was changed; 'cairn store rebuild --dry-run' says what can be made again from the objects and the backups"},
 	{isDiskFull, "'cairn gc' deletes what nothing needs, 'cairn gc --dry-run' only lists it; nothing half done was kept"},
 	{is(activate.ErrNoSystemd), "a switch needs a host whose first process is systemd; 'cairn system build' and 'cairn deploy' work without"},
 	{is(profile.ErrNoGeneration), "'cairn system list-generations' lists what there is"},

@@ -27,6 +27,7 @@ func newStoreCmd(env *Env) *cobra.Command {
 		newStoreDeleteCmd(env),
 		newStoreVerifyCmd(env),
 		newStoreRepairCmd(env),
+		newStoreRebuildCmd(env),
 		newStoreOptimiseCmd(env),
 		newStoreQueryCmd(env),
 		newStoreTreeCmd(env),

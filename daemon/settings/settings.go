@@ -84,6 +84,10 @@ type Settings struct {
 	KeepDerivations bool
 	AutoOptimise    bool
 
+	// Backups of the database.
+	BackupInterval time.Duration // 0: none
+	BackupKeep     int
+
 	// VersionText is what the handshake shows in the place of our own version.
 	VersionText string
 

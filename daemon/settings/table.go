@@ -12,6 +12,8 @@ const defaultFeatures = "nixos-test benchmark big-parallel recursive-nix ca-deri
 var table = []Setting{
 	{"allowed-users", nil, Daemon, "*", "who may connect: names, uids, @groups, *", func(s *Settings) value { return (*words)(&s.AllowedUsers) }},
 	{"auto-optimise-store", nil, Trusted, "false", "replace equal files by hard links when they come", func(s *Settings) value { return (*flag)(&s.AutoOptimise) }},
+	{"backup-interval", nil, Daemon, "3600", "seconds between backups of the database, when it has changed; 0: none", func(s *Settings) value { return (*seconds)(&s.BackupInterval) }},
+	{"backup-keep", nil, Daemon, "4", "backups of the database that are kept", func(s *Settings) value { return (*count)(&s.BackupKeep) }},
 	{"build-users-group", nil, Daemon, "", "members are refused as clients; builders have ids of their own here", func(s *Settings) value { return (*text)(&s.BuildUsers) }},
 	{"builders", nil, Trusted, "", "machines that build for this one, or @FILE; @CONFDIR/machines when not given", func(s *Settings) value { return (*text)(&s.Builders) }},
 	{"builders-use-substitutes", nil, Trusted, "true", "let builders fetch inputs from their caches before they are sent", func(s *Settings) value { return (*flag)(&s.BuildersSubstitute) }},

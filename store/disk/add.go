@@ -155,6 +155,17 @@ func (s *Store) restore(ctx context.Context, temp string, r io.Reader, others ..
 
 // pending makes the row of an object whose tree is at temp.
 func (s *Store) pending(info *store.Info, temp string, hashes *derivation.Hashes) (*pending, error) {
+	p := &pending{path: info.Path, object: rowOf(info), temp: temp}
+	if info.Path.IsDerivation() {
+		if err := s.derivationRows(p, info, hashes); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// rowOf returns the row of an object, registered now unless info says when.
+func rowOf(info *store.Info) *meta.Object {
 	o := &meta.Object{
 		Name:         info.Path.Name(),
 		NarSize:      info.NarSize,
@@ -171,13 +182,7 @@ func (s *Store) pending(info *store.Info, temp string, hashes *derivation.Hashes
 	for _, r := range store.SortPaths(slices.Clone(info.References)) {
 		o.References = append(o.References, meta.DigestOf(r))
 	}
-	p := &pending{path: info.Path, object: o, temp: temp}
-	if info.Path.IsDerivation() {
-		if err := s.derivationRows(p, info, hashes); err != nil {
-			return nil, err
-		}
-	}
-	return p, nil
+	return o
 }
 
 func sortedTexts(texts []string) []string {

@@ -7,7 +7,9 @@
 //	REALDIR/.links/??/*       hard links to files of objects (optimise.go)
 //	REALDIR/.busy-*           says whose directories are written to (optimise.go); dealt with at start-up
 //	REALDIR/.trash/*          what is being deleted; removed at start-up
+//	REALDIR/.lost/*           what a rebuilt database does not know (rebuild.go); never removed
 //	STATEDIR/db/              the database, see package meta
+//	STATEDIR/backups/         backups of the database (backup.go)
 //	STATEDIR/gcroots/**/.cairn-new-*    roots in the making (roots.go); removed at start-up
 //	STATEDIR/cairn.lock       locked while the store is open; holds the process id
 //
@@ -102,6 +104,7 @@ type Options struct {
 	// AutoOptimise makes files of new objects hard links, as Optimise does, soon after they have become valid. When much
 	// comes at once some are left for the next Optimise.
 	AutoOptimise bool
+	Backups      BackupOptions
 }
 
 // Store is an open store.
@@ -124,8 +127,9 @@ type Store struct {
 	linking   chan store.Path // what AutoOptimise has to do; nil without
 	deletions chan struct{}   // full while a collection or another deletion runs
 	background
-	names atomic.Uint64 // for temporary names
-	start string        // makes temporary names unique across processes
+	backups sync.Mutex    // held while one is made
+	names   atomic.Uint64 // for temporary names
+	start   string        // makes temporary names unique across processes
 
 	mu     sync.Mutex // guards leases and closed
 	leases map[*Lease]struct{}
@@ -159,6 +163,9 @@ func Open(ctx context.Context, l Layout, opts *Options) (*Store, error) {
 		return nil, fmt.Errorf("open store %s: %w", l.RealDir, err)
 	}
 	s.wg.Go(s.commitLoop)
+	if s.opts.Backups.Interval > 0 {
+		s.wg.Go(s.backupLoop)
+	}
 	if s.opts.AutoOptimise {
 		s.linking = make(chan store.Path, 4096)
 		s.wg.Go(s.linkLoop)
@@ -182,6 +189,9 @@ func (s *Store) open(ctx context.Context) (err error) {
 		return err
 	}
 	if err := s.heedMark(); err != nil {
+		return err
+	}
+	if err := s.checkAge(); err != nil {
 		return err
 	}
 	if err := s.load(); err != nil {
@@ -225,6 +235,9 @@ func databaseDir(l Layout) string { return filepath.Join(l.StateDir, "db") }
 // Close waits for what is under way and closes the store.
 // Additions that come later fail with ErrClosed.
 func (s *Store) Close() error {
+	if s.opts.Backups.Interval > 0 && !s.isClosed() && !s.Deleted() && s.untilBackup() <= 0 {
+		s.backUpNow() // those that are opened for moments only need backups, too
+	}
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()

@@ -14,11 +14,12 @@ import (
 )
 
 // checkTables reads all tables that the manifest lists, before Badger does: it trusts offsets that it reads, in goroutines
-// of its own, whose panics end the process. A database without manifest has no tables.
+// of its own, whose panics end the process. A database without manifest has no tables. While a database is open, tables that the
+// manifest lists may have just been deleted.
 //
 // A table is blocks, index (a flat buffer that says where each block is), length of the index u32, its checksum, length of that u32;
 // a block is entries, their offsets, their number u32, checksum, length of that u32. All numbers are big-endian.
-func checkTables(dir string) error {
+func checkTables(dir string, open bool) error {
 	f, err := os.Open(filepath.Join(dir, badger.ManifestFilename))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -34,6 +35,7 @@ func checkTables(dir string) error {
 	for id := range manifest.Tables {
 		name := table.NewFilename(id, dir)
 		switch err := checkTable(name); {
+		case open && errors.Is(err, os.ErrNotExist):
 		case errors.Is(err, os.ErrNotExist), errors.Is(err, errTable):
 			return fmt.Errorf("%w: table %s: %w", ErrDamaged, filepath.Base(name), err)
 		case err != nil:

@@ -9,7 +9,8 @@
 // record has exactly one encoding.
 //
 //	table  key                                 record
-//	0x01   settings: name                      raw bytes ("schema" = u32, "dir" = logical store directory)
+//	0x01   settings: name                      raw bytes ("schema" = u32, "dir" = logical store directory, "name" = 16 random
+//	                                           bytes, "backup" = u64, number of the last backup that was begun; see backup.go)
 //	0x02   objects: object                     flags u8, narHash [32], narSize u64, registered i64, name,
 //	                                           [deriver: object, name], [CA: method u8, algorithm u8, digest],
 //	                                           references: u32 × object, signatures: u16 × string
@@ -40,6 +41,7 @@
 //     nothing is opened or closed without room for the tables that Badger writes then.
 //   - Badger ends a scan early at a block whose checksum is wrong, without an error, and whoever scans would take the
 //     rows behind it for deleted. Hence all blocks are checked before the database is opened (ErrDamaged; check.go).
+//   - A backup (backup.go) is what the rows were at one moment, and is believed as a whole or not at all.
 //   - One process. The directory is locked.
 //
 // Values stay below Badger's value threshold; the value log holds nothing and needs no collection.
@@ -114,6 +116,7 @@ type DB struct {
 	opts   Options
 	badger *badger.DB
 	place  os.FileInfo // of dir
+	name   [16]byte
 	quiet  atomic.Bool // let Badger complain to nobody
 
 	requests chan *request
@@ -140,13 +143,17 @@ func Open(dir string, storeDir store.Dir, opts *Options) (*DB, error) {
 	if err := d.roomToOpen(); err != nil {
 		return nil, fmt.Errorf("open database %s: %w", dir, err)
 	}
-	if err := checkTables(dir); err != nil {
+	if err := checkTables(dir, false); err != nil {
 		return nil, fmt.Errorf("open database %s: %w", dir, err)
 	}
 	if err := d.openBadger(); err != nil {
 		return nil, fmt.Errorf("open database %s: %w", dir, err)
 	}
 	if err := d.checkSettings(); err != nil {
+		d.badger.Close()
+		return nil, fmt.Errorf("open database %s: %w", dir, err)
+	}
+	if err := d.readName(); err != nil {
 		d.badger.Close()
 		return nil, fmt.Errorf("open database %s: %w", dir, err)
 	}

@@ -13,6 +13,8 @@ import (
 // minRoom is the free space with which something that makes room may begin.
 const minRoom = 4 << 20
 
+const ballastName = "ballast"
+
 // Room reports with ErrNoSpace whether the database's file system is too full to add so many bytes.
 func (d *DB) Room(bytes int64) error {
 	return d.roomFor(d.reserve() + bytes)
@@ -109,7 +111,7 @@ func (d *DB) makeRoom(need int64) error {
 	return d.roomFor(need)
 }
 
-func (d *DB) ballastFile() string { return filepath.Join(d.dir, "ballast") }
+func (d *DB) ballastFile() string { return filepath.Join(d.dir, ballastName) }
 
 func (d *DB) dropBallast() {
 	if os.Remove(d.ballastFile()) == nil {

@@ -7,25 +7,41 @@ import (
 	"cairn/store"
 )
 
+// Index is a set of paths that many streams are scanned for. It is never changed.
+type Index struct {
+	paths  map[string][]store.Path // by digest
+	begins [1 << 12]uint64         // bit set of how digests begin
+}
+
+// NewIndex returns an index of paths.
+func NewIndex(paths []store.Path) *Index {
+	x := &Index{paths: make(map[string][]store.Path, len(paths))}
+	for _, p := range paths {
+		x.paths[p.Digest()] = append(x.paths[p.Digest()], p)
+		word, bit := begin([]byte(p.Digest()))
+		x.begins[word] |= bit
+	}
+	return x
+}
+
 // Scanner finds which of a set of paths a stream refers to.
 type Scanner struct {
-	dst        io.Writer
-	candidates map[string][]store.Path // not found yet, by digest
-	begins     [1 << 12]uint64         // bit set of how candidates begin
-	found      []store.Path
-	tail       [2 * digestLen]byte // the last bytes seen, and room for the next ones
-	held       int                 // how many
+	dst   io.Writer
+	index *Index
+	seen  map[string]struct{} // digests that were found
+	found []store.Path
+	tail  [2 * digestLen]byte // the last bytes seen, and room for the next ones
+	held  int                 // how many
 }
 
 // NewScanner returns a scanner for candidates. What is written to it goes on to w unless that is nil.
 func NewScanner(w io.Writer, candidates []store.Path) *Scanner {
-	s := &Scanner{dst: w, candidates: make(map[string][]store.Path, len(candidates))}
-	for _, p := range candidates {
-		s.candidates[p.Digest()] = append(s.candidates[p.Digest()], p)
-		word, bit := begin([]byte(p.Digest()))
-		s.begins[word] |= bit
-	}
-	return s
+	return NewIndex(candidates).Scanner(w)
+}
+
+// Scanner returns a scanner for what is in the index. What is written to it goes on to w unless that is nil.
+func (x *Index) Scanner(w io.Writer) *Scanner {
+	return &Scanner{dst: w, index: x, seen: map[string]struct{}{}}
 }
 
 // begin returns the place in a bit set of a hash of the first 8 digits.
@@ -36,7 +52,7 @@ func begin(digest []byte) (word int, bit uint64) {
 
 // Write scans p.
 func (s *Scanner) Write(p []byte) (int, error) {
-	if len(s.candidates) > 0 {
+	if len(s.seen) < len(s.index.paths) {
 		s.border(p)
 		s.scan(p)
 	}
@@ -63,7 +79,7 @@ func (s *Scanner) border(p []byte) {
 func (s *Scanner) scan(b []byte) {
 	at := window(b, 0, 0)
 	for at >= 0 {
-		if word, bit := begin(b[at:]); s.begins[word]&bit != 0 {
+		if word, bit := begin(b[at:]); s.index.begins[word]&bit != 0 {
 			s.lookUp(b[at : at+digestLen])
 		}
 		at = window(b, at+1, at+digestLen)
@@ -71,9 +87,10 @@ func (s *Scanner) scan(b []byte) {
 }
 
 func (s *Scanner) lookUp(digest []byte) {
-	if paths, ok := s.candidates[string(digest)]; ok {
+	paths, ok := s.index.paths[string(digest)]
+	if _, seen := s.seen[string(digest)]; ok && !seen {
 		s.found = append(s.found, paths...)
-		delete(s.candidates, string(digest))
+		s.seen[string(digest)] = struct{}{}
 	}
 }
 
