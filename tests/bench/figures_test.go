@@ -16,6 +16,7 @@ type figure struct {
 var figures = []figure{
 	{"build-growth", buildGrowth},
 	{"large-graph", largeGraph},
+	{"pauses", pauses},
 }
 
 // gauge is a figure that is being measured.
