@@ -20,7 +20,7 @@ ROW ?= .*
 SIZE ?= full
 BENCH_JSON ?= bench-$(VERSION).json
 
-.PHONY: help deps build test demo check fuzz root crash compat lab bench load soak clean
+.PHONY: help deps build test demo check fuzz root crash full compat lab bench load soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ root: ## sandbox, builds and activation, where nothing may be skipped (root)
 
 crash: ## kill -9 the daemon N times under load, and at each failpoint with N/20 seeds (make crash N=200)
 	CAIRN_CRASH=$(N) go test $(GOTESTFLAGS) -count=1 -v -timeout 60m ./tests/crash
+
+full: ## fill the disk of a running daemon in every way (root)
+	CAIRN_CI=1 go test $(GOTESTFLAGS) -count=1 -v -timeout 5m ./tests/full
 
 compat: ## Debian's nix as the client of our daemon (root)
 	CAIRN_CI=1 go test $(GOTESTFLAGS) -count=1 -timeout 20m ./tests/compat

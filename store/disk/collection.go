@@ -471,7 +471,11 @@ func (s *Store) deleteTree(path string) (int64, error) {
 		return 0, &os.PathError{Op: "lstat", Path: path, Err: err}
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		if path, err = s.toTrash(path); err != nil {
+		trashed, err := s.toTrash(path)
+		switch {
+		case err == nil:
+			path = trashed
+		case !errors.Is(noSpace(err), ErrNoSpace): // for a trash; what has no row may as well go piece by piece
 			return 0, err
 		}
 		failpoint.Hit("disk/delete/trashed")

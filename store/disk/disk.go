@@ -185,7 +185,7 @@ func (s *Store) open(ctx context.Context) (err error) {
 	}
 	s.opts.Meta.NoSync = s.opts.NoSync
 	s.opts.Meta.Fresh = func() error { return checkEmpty(s.layout) }
-	if s.db, err = meta.Open(databaseDir(s.layout), s.layout.Dir, &s.opts.Meta); err != nil {
+	if err := s.openDatabase(); err != nil {
 		return err
 	}
 	if err := s.heedMark(); err != nil {
@@ -201,6 +201,32 @@ func (s *Store) open(ctx context.Context) (err error) {
 		return err
 	}
 	return s.loadLeases()
+}
+
+// openDatabase opens it, on a full disk after making room with what an interrupted process has left.
+func (s *Store) openDatabase() (err error) {
+	s.db, err = meta.Open(databaseDir(s.layout), s.layout.Dir, &s.opts.Meta)
+	if !errors.Is(err, ErrNoSpace) {
+		return err
+	}
+	if n := s.removeTemps(); n > 0 {
+		s.log.Warn("disk is full: removed what an interrupted process had left", "names", n)
+		s.db, err = meta.Open(databaseDir(s.layout), s.layout.Dir, &s.opts.Meta)
+	}
+	return err
+}
+
+// removeTemps removes what nobody needs who knows the database or not, and returns how many there were.
+func (s *Store) removeTemps() int {
+	trash, _ := filepath.Glob(filepath.Join(s.layout.RealDir, trashName, "*"))
+	temps, _ := filepath.Glob(filepath.Join(s.layout.RealDir, tempPrefix+"*"))
+	names := append(trash, temps...)
+	for _, name := range names {
+		if _, err := removeTree(name); err != nil {
+			s.log.Warn("remove what an interrupted process had left", "name", name, "error", err)
+		}
+	}
+	return len(names)
 }
 
 // checkDatabase refuses to let Badger make a new database for a store directory that has objects.
@@ -304,15 +330,20 @@ func lockFile(name string) (*os.File, error) {
 		}
 		return nil, fmt.Errorf("lock %s: %w", name, err)
 	}
-	if err := f.Truncate(0); err != nil {
-		f.Close()
-		return nil, err
-	}
-	if _, err := fmt.Fprintf(f, "%d\n", os.Getpid()); err != nil {
+	if err := writePID(f); err != nil && !errors.Is(noSpace(err), ErrNoSpace) { // it is only for the error above
 		f.Close()
 		return nil, err
 	}
 	return f, nil
+}
+
+// writePID writes over what is there, which takes no space.
+func writePID(f *os.File) error {
+	text := fmt.Sprintf("%d\n", os.Getpid())
+	if _, err := f.WriteAt([]byte(text), 0); err != nil {
+		return err
+	}
+	return f.Truncate(int64(len(text)))
 }
 
 // recover compares the store directory with the graph: what has no row is a stray and goes, a row
@@ -428,6 +459,9 @@ func (s *Store) emptyTrash(trash string) error {
 // discard moves something out of sight, to be deleted in the background or at the next start.
 func (s *Store) discard(path string) error {
 	_, err := s.toTrash(path)
+	if errors.Is(noSpace(err), ErrNoSpace) { // for a trash
+		_, err = removeTree(path)
+	}
 	return err
 }
 
@@ -435,8 +469,10 @@ func (s *Store) discard(path string) error {
 func (s *Store) toTrash(path string) (string, error) {
 	to := filepath.Join(s.layout.RealDir, trashName, s.start+fmt.Sprint(s.names.Add(1)))
 	err := os.Rename(path, to)
-	if errors.Is(err, os.ErrNotExist) && makeDir(filepath.Dir(to), 0o700) == nil {
-		err = os.Rename(path, to)
+	if errors.Is(err, os.ErrNotExist) {
+		if err = makeDir(filepath.Dir(to), 0o700); err == nil {
+			err = os.Rename(path, to)
+		}
 	}
 	if errors.Is(err, os.ErrPermission) { // a directory that its owner may not write cannot change parents
 		if os.Chmod(path, 0o700) == nil {
@@ -480,14 +516,7 @@ func (s *Store) room(bytes int64) error {
 	if err := s.db.Room(bytes); err != nil {
 		return err
 	}
-	free, err := meta.FreeSpace(s.layout.RealDir)
-	if err != nil {
-		return err
-	}
-	if free < minFree+bytes {
-		return fmt.Errorf("%w: %s has %d MiB free; collect garbage or make room", ErrNoSpace, s.layout.RealDir, free>>20)
-	}
-	return nil
+	return meta.Need("the store", s.layout.RealDir, minFree+bytes)
 }
 
 // minFree is the free space that the store directory's file system must have, when it is not the database's.

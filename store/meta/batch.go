@@ -188,20 +188,21 @@ func (d *DB) run() {
 // commitGroup commits requests together; those that add are refused first when space is short.
 func (d *DB) commitGroup(group []*request) {
 	full := d.Room(0)
-	kept := group[:0]
+	kept, size := group[:0], int64(0)
 	for _, r := range group {
 		if r.batch.adds && full != nil {
 			r.reply <- fmt.Errorf("commit: %w", full)
 			continue
 		}
 		kept = append(kept, r)
+		size += int64(r.batch.size)
 	}
 	if len(kept) == 0 {
 		return
 	}
 	err := error(nil)
 	if full != nil {
-		err = d.roomToShrink()
+		err = d.roomToShrink(size)
 	}
 	if err == nil {
 		err = d.commit(kept)
@@ -209,9 +210,7 @@ func (d *DB) commitGroup(group []*request) {
 	for _, r := range kept {
 		r.reply <- err
 	}
-	if full == nil {
-		d.lookAfter()
-	}
+	d.lookAfter()
 }
 
 func (d *DB) commit(group []*request) error {

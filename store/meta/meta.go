@@ -36,9 +36,10 @@
 //     synced transaction: a single goroutine commits (Badger itself does one msync per transaction).
 //   - A batch above MaxBatch bytes is refused; whoever has more splits it in the order above.
 //   - Badger writes through memory maps, so that a full disk kills the process with SIGBUS. Hence no
-//     batch is tried below the reserve of free space (ErrNoSpace), batches that only delete may use the
-//     reserve, a ballast file is given up when even that is gone and comes back when there is room, and
-//     nothing is opened or closed without room for the tables that Badger writes then.
+//     batch is tried below the reserve of free space or of inodes (ErrNoSpace). Batches that only delete may use the
+//     reserve, into pages that are allocated first; a ballast of bytes and inodes is given up when even that is gone,
+//     and is made again, in part if need be, before anything is added. Nothing is opened or closed without
+//     room for the tables that Badger writes then.
 //   - Badger ends a scan early at a block whose checksum is wrong, without an error, and whoever scans would take the
 //     rows behind it for deleted. Hence all blocks are checked before the database is opened (ErrDamaged; check.go).
 //   - A backup (backup.go) is what the rows were at one moment, and is believed as a whole or not at all.
@@ -127,7 +128,9 @@ type DB struct {
 	closed bool
 
 	tables atomic.Int64 // bytes, as measured last
-	looked time.Time    // when; of the committing goroutine
+	looked time.Time    // when; of the committing goroutine, as is journal
+
+	journal journal
 }
 
 // Open opens or makes the database in the directory dir for a store with the logical directory storeDir.
