@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -294,6 +295,20 @@ type Deleted struct {
 // come in an order in which no object comes before those that refer to it.
 // When it returns an error, some may be gone.
 func (c *Collection) Delete(ids []uint32) ([]Deleted, error) {
+	var all []Deleted
+	for len(ids) > 0 {
+		n := min(len(ids), c.s.atOnce())
+		deleted, err := c.deleteSome(ids[:n])
+		all = append(all, deleted...)
+		if err != nil {
+			return all, err
+		}
+		ids = ids[n:]
+	}
+	return all, nil
+}
+
+func (c *Collection) deleteSome(ids []uint32) ([]Deleted, error) {
 	nodes := make([]*node, 0, len(ids))
 	for _, id := range ids {
 		if c.Has(id) {
@@ -309,6 +324,33 @@ func (c *Collection) Delete(ids []uint32) ([]Deleted, error) {
 		}
 		return dead
 	})
+}
+
+// A deletion that has the store for itself takes many objects at once, in one transaction, and several processors. While there are additions, which
+// wait for its transactions and share its processors, it takes few and one.
+const (
+	manyAtOnce = 1000
+	fewAtOnce  = 200
+	quietFor   = 50 * time.Millisecond // without an addition: the store is a deletion's own
+)
+
+// adding reports whether there are additions now.
+func (s *Store) adding() bool { return time.Since(s.begun) < time.Duration(s.added.Load())+quietFor }
+
+// atOnce is how many objects are deleted together.
+func (s *Store) atOnce() int {
+	if s.adding() {
+		return fewAtOnce
+	}
+	return manyAtOnce
+}
+
+// deleters is how many goroutines unlink files.
+func (s *Store) deleters() int {
+	if s.adding() {
+		return 1
+	}
+	return min(runtime.GOMAXPROCS(0)*2, 8)
 }
 
 // Delete deletes the given valid paths whatever roots there are. It refuses, with ErrAlive, paths that
@@ -440,7 +482,7 @@ func (s *Store) deleteTrees(nodes []*node) ([]Deleted, error) {
 	deleted := make([]Deleted, len(nodes))
 	errs := make([]error, len(nodes))
 	var wg sync.WaitGroup
-	workers := min(runtime.GOMAXPROCS(0)*2, 8)
+	workers := s.deleters()
 	for w := range workers {
 		wg.Go(func() {
 			for i := w; i < len(nodes); i += workers {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -45,6 +46,7 @@ func (s *Store) commit(objects []*pending) error {
 	default:
 	}
 	s.additions <- a
+	s.added.Store(int64(time.Since(s.begun)))
 	s.quit.RUnlock()
 	err := <-a.done
 	if err == nil && s.linking != nil {

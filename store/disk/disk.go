@@ -130,6 +130,8 @@ type Store struct {
 	backups sync.Mutex    // held while one is made
 	names   atomic.Uint64 // for temporary names
 	start   string        // makes temporary names unique across processes
+	begun   time.Time
+	added   atomic.Int64 // when the last addition was handed over, in nanoseconds since begun
 
 	mu     sync.Mutex // guards leases and closed
 	leases map[*Lease]struct{}
@@ -157,7 +159,9 @@ func Open(ctx context.Context, l Layout, opts *Options) (*Store, error) {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	s.opts.Meta.Logger = s.log
-	s.start = fmt.Sprintf("%x-%x-", os.Getpid(), time.Now().UnixNano())
+	s.begun = time.Now()
+	s.added.Store(-int64(quietFor))
+	s.start = fmt.Sprintf("%x-%x-", os.Getpid(), s.begun.UnixNano())
 	if err := s.open(ctx); err != nil {
 		s.closeFiles()
 		return nil, fmt.Errorf("open store %s: %w", l.RealDir, err)

@@ -87,7 +87,7 @@ func (w *web) register(db *meta.DB) error {
 	return db.Commit(&batch)
 }
 
-// fill makes rows and files of a store that no daemon has open. The files are empty.
+// fill makes rows and files of a store that no daemon has open. The files are empty; every fourth object is a directory with two of them.
 func (w *web) fill(t *testing.T, l disk.Layout) {
 	t.Helper()
 	db, err := meta.Open(filepath.Join(l.StateDir, "db"), w.dir, nil)
@@ -101,8 +101,17 @@ func (w *web) fill(t *testing.T, l disk.Layout) {
 		t.Fatal(err)
 	}
 	for i := range w.count {
-		if err := os.WriteFile(l.RealPath(w.path(i)), nil, 0o444); err != nil {
-			t.Fatal(err)
+		files := []string{l.RealPath(w.path(i))}
+		if i%4 == 3 {
+			if err := os.Mkdir(files[0], 0o755); err != nil {
+				t.Fatal(err)
+			}
+			files = []string{filepath.Join(files[0], "a"), filepath.Join(files[0], "b")}
+		}
+		for _, name := range files {
+			if err := os.WriteFile(name, nil, 0o444); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 }
