@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"cairn/client"
 	"cairn/client/sources"
 	"cairn/store"
 )
@@ -53,13 +54,11 @@ func runStoreAdd(ctx context.Context, env *Env, o *storeAddOptions, args []strin
 			a.method = store.Flat
 		}
 		for _, arg := range args {
-			p, err := a.add(ctx, arg)
-			if err != nil {
-				return err
+			if err := a.add(ctx, arg); err != nil {
+				return errors.Join(a.flush(ctx), err)
 			}
-			env.printf("%s\n", p)
 		}
-		return nil
+		return a.flush(ctx)
 	})
 }
 
@@ -71,6 +70,7 @@ type adder struct {
 	method store.Method
 	cache  *sources.Cache // nil before something wants it, and when there is none
 	asked  bool           // for the cache
+	small  []client.File  // that are added together
 }
 
 func (a *adder) close() {
@@ -80,32 +80,67 @@ func (a *adder) close() {
 // rememberSize is from which size on a regular file is remembered: to look whether the store has a smaller one costs as much as adding it.
 const rememberSize = 1 << 20
 
-func (a *adder) add(ctx context.Context, arg string) (store.Path, error) {
-	path := a.env.path(arg)
-	name := a.o.name
-	if name == "" {
-		name = filepath.Base(path)
+// smallFiles is how many small files are collected before they are added.
+const smallFiles = 4096
+
+// add adds a file and prints its path, or leaves that to the next flush.
+func (a *adder) add(ctx context.Context, arg string) error {
+	f := client.File{Name: a.o.name, Method: a.method, Path: a.env.path(arg)}
+	if f.Name == "" {
+		f.Name = filepath.Base(f.Path)
 	}
-	if err := store.CheckName(name); err != nil {
-		return store.Path{}, hinted(fmt.Errorf("add %s: %w", arg, err), "--name gives it another name")
+	if err := store.CheckName(f.Name); err != nil {
+		return hinted(fmt.Errorf("add %s: %w", arg, err), "--name gives it another name")
 	}
-	fi, err := os.Lstat(path)
+	fi, err := os.Lstat(f.Path)
 	if err != nil {
-		return store.Path{}, fmt.Errorf("add %s: %w", arg, err)
+		return fmt.Errorf("add %s: %w", arg, err)
 	}
-	if a.o.flat && !fi.Mode().IsRegular() {
-		return store.Path{}, hinted(fmt.Errorf("add %s: it is no regular file", arg), "leave out --flat")
+	regular := fi.Mode().IsRegular()
+	if a.o.flat && !regular {
+		return hinted(fmt.Errorf("add %s: it is no regular file", arg), "leave out --flat")
 	}
+	if regular && fi.Size() <= client.SmallFile {
+		if a.small = append(a.small, f); len(a.small) < smallFiles {
+			return nil
+		}
+		return a.flush(ctx)
+	}
+	if err := a.flush(ctx); err != nil {
+		return err
+	}
+	p, err := a.addLarge(ctx, f, fi)
+	if err != nil {
+		return err
+	}
+	a.env.printf("%s\n", p)
+	return nil
+}
+
+// flush adds the small files that were collected, and prints their paths.
+func (a *adder) flush(ctx context.Context) error {
+	files := a.small
+	a.small = nil
+	paths, err := a.s.AddFiles(ctx, files)
+	for _, p := range paths {
+		a.env.printf("%s\n", p)
+	}
+	return err
+}
+
+// addLarge adds a tree or a file that is not small, unless it is known to be there.
+func (a *adder) addLarge(ctx context.Context, f client.File, fi os.FileInfo) (store.Path, error) {
 	var l *sources.Listing
 	if fi.IsDir() || fi.Size() >= rememberSize {
-		if l, err = sources.List(path, "address "+a.method.Prefix()); err != nil {
-			return store.Path{}, fmt.Errorf("add %s: %w", arg, err)
+		var err error
+		if l, err = sources.List(f.Path, "address "+a.method.Prefix()); err != nil {
+			return store.Path{}, fmt.Errorf("add %s: %w", f.Path, err)
 		}
-		if p, ok := a.known(ctx, name, l); ok {
+		if p, ok := a.known(ctx, f.Name, l); ok {
 			return p, nil
 		}
 	}
-	info, err := a.s.AddFile(ctx, name, a.method, store.SHA256, nil, path)
+	info, err := a.s.AddFile(ctx, f.Name, a.method, store.SHA256, nil, f.Path)
 	if err != nil {
 		return store.Path{}, err
 	}
