@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -132,20 +131,10 @@ func (s *side) layout() disk.Layout {
 	return l
 }
 
-// status returns a line of the daemon's status, in MiB.
+// status returns a field of the daemon's status, in MiB.
 func (s *side) status(field string) float64 {
 	s.t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	for line := range strings.Lines(string(text)) {
-		if rest, ok := strings.CutPrefix(line, field+":"); ok {
-			kib, _ := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(rest), " kB"))
-			return float64(kib) / 1024
-		}
-	}
-	return 0
+	return processStatus(s.t, s.cmd.Process.Pid, field)
 }
 
 // largeGraph tells what a store of a million objects costs: to load, to mark, and in memory.

@@ -17,6 +17,7 @@ var figures = []figure{
 	{"build-growth", buildGrowth},
 	{"large-graph", largeGraph},
 	{"pauses", pauses},
+	{"large-object", largeObject},
 }
 
 // gauge is a figure that is being measured.

@@ -78,7 +78,7 @@ func (r *result) String() string {
 	if r.Bound > 0 {
 		bound = fmt.Sprintf("≤ %6.4g %-3s %-3s", r.Bound, r.Unit, yes)
 	}
-	return fmt.Sprintf("%8.4g %-3s %s  %-13s %s", r.Value, r.Unit, bound, r.Row, r.Work)
+	return fmt.Sprintf("%8.4g %-3s %s  %-17s %s", r.Value, r.Unit, bound, r.Row, r.Work)
 }
 
 // format is the table.

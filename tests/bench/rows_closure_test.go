@@ -63,7 +63,7 @@ func exportImport(b *bout) play {
 				export = append(export, f.path(from.store, i))
 			}
 		} else if !trusted[to] {
-			to.trust(b, from)
+			to.trust(from)
 			trusted[to] = true
 		}
 		file, err := os.Create(archive)
@@ -77,9 +77,12 @@ func exportImport(b *bout) play {
 }
 
 // trust lets a side import what another signs.
-func (s *side) trust(b *bout, from *side) {
+func (s *side) trust(from *side) {
+	s.t.Helper()
 	key, err := os.Open(filepath.Join(from.conf, "signing-key.pub"))
-	b.must(err)
+	if err != nil {
+		s.t.Fatal(err)
+	}
 	defer key.Close()
 	s.pipe(key, nil, s.cairn, "archive", "--authorize")
 }
