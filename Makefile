@@ -20,7 +20,7 @@ ROW ?= .*
 SIZE ?= full
 BENCH_JSON ?= bench-$(VERSION).json
 
-.PHONY: help deps build test demo check fuzz root crash full compat lab bench load soak clean
+.PHONY: help deps build test demo check fuzz root crash power full compat lab bench load soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,7 +57,10 @@ root: ## sandbox, builds and activation, where nothing may be skipped (root)
 	CAIRN_CI=1 go test $(GOTESTFLAGS) -count=1 -timeout 15m ./daemon/... ./services/... ./store/...
 
 crash: ## kill -9 the daemon N times under load, and at each failpoint with N/20 seeds (make crash N=200)
-	CAIRN_CRASH=$(N) go test $(GOTESTFLAGS) -count=1 -v -timeout 60m ./tests/crash
+	CAIRN_CRASH=$(N) go test $(GOTESTFLAGS) -count=1 -v -timeout 60m -skip Power ./tests/crash
+
+power: ## cut the power N times, in a host with a kernel of its own (make power N=200)
+	CAIRN_POWER=$(N) go test $(GOTESTFLAGS) -count=1 -v -timeout 120m -run Power ./tests/crash
 
 full: ## fill the disk of a running daemon in every way (root)
 	CAIRN_CI=1 go test $(GOTESTFLAGS) -count=1 -v -timeout 5m ./tests/full

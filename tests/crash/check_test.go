@@ -2,6 +2,7 @@ package crash
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -9,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +19,17 @@ import (
 	"cairn/store/gc"
 	"cairn/store/profile"
 )
+
+// tester is what checks need of testing.T; a host that loses power has another (power_test.go).
+type tester interface {
+	Helper()
+	Context() context.Context
+	TempDir() string
+	Error(args ...any)
+	Errorf(format string, args ...any)
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
 
 // state is what the journal says may be relied on.
 type state struct {
@@ -34,10 +45,14 @@ type state struct {
 	acknowledged int
 }
 
+func newState() *state {
+	return &state{rooted: map[string]store.Path{}, linked: map[string]store.Path{}, damaged: map[store.Path]bool{}, gens: map[int]store.Path{}, doubtful: map[int]bool{}}
+}
+
 // replay reads the journal.
-func (r *rig) replay(t *testing.T) *state {
+func (r *rig) replay(t tester) *state {
 	t.Helper()
-	s := &state{rooted: map[string]store.Path{}, linked: map[string]store.Path{}, damaged: map[store.Path]bool{}, gens: map[int]store.Path{}, doubtful: map[int]bool{}}
+	s := newState()
 	r.verbs = map[string]int{}
 	f, err := os.Open(r.journal)
 	if os.IsNotExist(err) {
@@ -93,23 +108,28 @@ func (s *state) apply(e event) {
 }
 
 // check opens the store as the next daemon would.
-func (r *rig) check(t *testing.T) {
+func (r *rig) check(t tester) {
 	t.Helper()
 	s, err := disk.Open(t.Context(), r.layout, nil)
 	if err != nil {
 		t.Fatalf("open after kill: %v", err)
 	}
 	defer s.Close()
-	want := r.replay(t)
+	r.checkOpen(t, s, r.replay(t))
+}
+
+// checkOpen checks an open store.
+func (r *rig) checkOpen(t tester, s *disk.Store, want *state) {
+	t.Helper()
 	r.present(t, s, want, true)
 	r.canonical(t, s, want)
 	r.roots(t, want)
 	r.leases(t, s, want)
 	r.generations(t, s, want)
-	r.forgetDamaged(t, want)
+	r.forget(t, want)
 	r.emptied(t)
 	if _, err := gc.Collect(t.Context(), s, gc.Options{Action: gc.DeleteDead, NoProcesses: true}); err != nil {
-		t.Errorf("collect after kill: %v", err)
+		t.Errorf("collect: %v", err)
 	}
 	r.present(t, s, want, false)
 	r.generations(t, s, want)
@@ -117,7 +137,7 @@ func (r *rig) check(t *testing.T) {
 }
 
 // present checks what is valid, and what is in the store directory.
-func (r *rig) present(t *testing.T, s *disk.Store, want *state, contents bool) {
+func (r *rig) present(t tester, s *disk.Store, want *state, contents bool) {
 	t.Helper()
 	_, err := s.Verify(t.Context(), &disk.VerifyOptions{Contents: contents}, func(p disk.Problem) {
 		if p.Kind != disk.Modified || !want.damaged[p.Path] {
@@ -150,7 +170,7 @@ func (r *rig) present(t *testing.T, s *disk.Store, want *state, contents bool) {
 }
 
 // canonical checks times and modes of everything in objects.
-func (r *rig) canonical(t *testing.T, s *disk.Store, want *state) {
+func (r *rig) canonical(t tester, s *disk.Store, want *state) {
 	t.Helper()
 	for p := range s.All() {
 		if want.damaged[p] {
@@ -173,7 +193,7 @@ func (r *rig) canonical(t *testing.T, s *disk.Store, want *state) {
 }
 
 // roots checks the links that the daemon has made, and that there are no others.
-func (r *rig) roots(t *testing.T, want *state) {
+func (r *rig) roots(t tester, want *state) {
 	t.Helper()
 	for link, p := range want.linked {
 		if target, err := os.Readlink(link); err != nil || target != p.String() {
@@ -192,7 +212,7 @@ func (r *rig) roots(t *testing.T, want *state) {
 }
 
 // leases checks that acknowledged leases hold what they hold, and ends them.
-func (r *rig) leases(t *testing.T, s *disk.Store, want *state) {
+func (r *rig) leases(t tester, s *disk.Store, want *state) {
 	t.Helper()
 	var held []store.Path
 	for _, l := range s.Leases() {
@@ -213,7 +233,7 @@ func (r *rig) leases(t *testing.T, s *disk.Store, want *state) {
 }
 
 // emptied waits until the trash is empty, which has links to entries of the pool.
-func (r *rig) emptied(t *testing.T) {
+func (r *rig) emptied(t tester) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		if names, err := os.ReadDir(filepath.Join(r.layout.RealDir, ".trash")); len(names) == 0 && (err == nil || os.IsNotExist(err)) {
@@ -224,7 +244,7 @@ func (r *rig) emptied(t *testing.T) {
 }
 
 // write adds to the journal while no driver runs.
-func (r *rig) write(t *testing.T, e event) {
+func (r *rig) write(t tester, e event) {
 	t.Helper()
 	f, err := os.OpenFile(r.journal, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -236,7 +256,7 @@ func (r *rig) write(t *testing.T, e event) {
 	}
 }
 
-func (r *rig) generations(t *testing.T, s *disk.Store, want *state) {
+func (r *rig) generations(t tester, s *disk.Store, want *state) {
 	t.Helper()
 	p := profile.Open(filepath.Join(r.layout.StateDir, "profiles", "crash"))
 	list, err := p.List()
@@ -264,10 +284,16 @@ func (r *rig) generations(t *testing.T, s *disk.Store, want *state) {
 	}
 }
 
-// forgetDamaged takes away the roots of what the driver has damaged and nobody has mended.
-func (r *rig) forgetDamaged(t *testing.T, want *state) {
+// forget takes away the roots of what the driver has damaged and nobody has mended, and does not rely on those that it made itself
+// and that a power cut has taken.
+func (r *rig) forget(t tester, want *state) {
 	t.Helper()
 	for link, p := range want.rooted {
+		_, err := os.Lstat(link)
+		if os.IsNotExist(err) && r.powerCut {
+			delete(want.rooted, link)
+			continue
+		}
 		if want.damaged[p] {
 			r.write(t, event{Verb: "unroot", Link: link})
 			delete(want.rooted, link)
@@ -279,7 +305,7 @@ func (r *rig) forgetDamaged(t *testing.T, want *state) {
 }
 
 // pool checks that every entry of the pool is that of an object.
-func (r *rig) pool(t *testing.T) {
+func (r *rig) pool(t tester) {
 	t.Helper()
 	entries, err := filepath.Glob(filepath.Join(r.layout.RealDir, ".links", "*", "*"))
 	if err != nil {

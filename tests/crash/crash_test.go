@@ -10,8 +10,9 @@
 //   - a collection keeps all of that, and the next load works.
 //
 // TestErrors has the failpoints that stand for an error of the operating system return one; the daemon goes on.
+// TestPower cuts the power of a host with a kernel of its own (power_test.go).
 //
-// CAIRN_CRASH is the number of kills of TestKill and of seeds, see seeds. make crash N=200
+// CAIRN_CRASH is the number of kills of TestKill; TestPoints has a seed for 20 of them. make crash N=200
 package crash
 
 import (
@@ -55,8 +56,11 @@ func play(role string) error {
 	if err := arm(os.Getenv("CAIRN_CRASH_POINTS")); err != nil {
 		return err
 	}
-	if role == "cli" {
+	switch role {
+	case "cli":
 		os.Exit(cli.Main(os.Args))
+	case "power":
+		return powerHost()
 	}
 	layout, err := disk.NewLayout(os.Args[1], noEnv)
 	if err != nil {
@@ -100,6 +104,7 @@ type rig struct {
 	root, bundles, journal string
 	layout                 disk.Layout
 	verified, rooted       int
+	powerCut               bool // what nobody has flushed may be lost
 	verbs                  map[string]int
 }
 
@@ -138,7 +143,7 @@ func tempDir(t *testing.T) string {
 }
 
 // makeBundles exports chains of objects from a second store, whose key the store under test accepts.
-func (r *rig) makeBundles(t *testing.T, source string) {
+func (r *rig) makeBundles(t tester, source string) {
 	t.Helper()
 	if err := os.MkdirAll(r.bundles, 0o755); err != nil {
 		t.Fatal(err)
@@ -173,7 +178,7 @@ func process(ctx context.Context, role string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-func (r *rig) cairn(t *testing.T, stdin string, args ...string) string {
+func (r *rig) cairn(t tester, stdin string, args ...string) string {
 	t.Helper()
 	cmd := process(t.Context(), "cli", args...)
 	cmd.Stdin = strings.NewReader(stdin)
@@ -209,7 +214,7 @@ type daemonProcess struct {
 }
 
 // daemon starts a daemon with armed failpoints and waits until it listens or is dead.
-func (r *rig) daemon(t *testing.T, points string, settings ...string) *daemonProcess {
+func (r *rig) daemon(t tester, points string, settings ...string) *daemonProcess {
 	t.Helper()
 	args := []string{"daemon", "--root", r.root}
 	for _, s := range settings {
@@ -261,8 +266,9 @@ func (d *daemonProcess) kill() {
 }
 
 // drive runs a driver to its end and returns what it complains of.
-func (r *rig) drive(t *testing.T, load, points string) string {
+func (r *rig) drive(t tester, load, points string, env ...string) string {
 	cmd := r.driver(t, load, points)
+	cmd.Env = append(cmd.Env, env...)
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
 	if err := cmd.Run(); err != nil {
@@ -271,7 +277,7 @@ func (r *rig) drive(t *testing.T, load, points string) string {
 	return errs.String()
 }
 
-func (r *rig) driver(t *testing.T, load, points string) *exec.Cmd {
+func (r *rig) driver(t tester, load, points string) *exec.Cmd {
 	cmd := process(t.Context(), "driver", r.root, r.bundles, r.journal, load)
 	cmd.Env = append(cmd.Env, "CAIRN_CRASH_POINTS="+points)
 	return cmd

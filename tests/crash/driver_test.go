@@ -24,6 +24,8 @@ type journal struct {
 	mu sync.Mutex
 	f  *os.File
 	at map[string]store.Path // rooted now: link → path
+
+	mark func(text string) error // writes it to the log of the disk's writes as well; nil without
 }
 
 // event is a line of the journal.
@@ -39,8 +41,10 @@ func (j *journal) write(e event) error {
 	if err != nil {
 		return err
 	}
-	_, err = j.f.Write(append(b, '\n'))
-	return err
+	if _, err := j.f.Write(append(b, '\n')); err != nil || j.mark == nil {
+		return err
+	}
+	return j.mark(string(b))
 }
 
 // root keeps a path that the daemon has acknowledged: link first, then the record that it counts.
@@ -97,6 +101,9 @@ func drive(layout disk.Layout, bundles, journalFile string, l *load, errs io.Wri
 	}
 	defer f.Close()
 	j := &journal{f: f, at: map[string]store.Path{}}
+	if os.Getenv(markDisk) != "" {
+		j.mark = markLog
+	}
 	d := &driver{layout: layout, journal: j, bundles: bundles, roots: filepath.Join(layout.StateDir, "gcroots"), errs: errs}
 	if err := d.adopt(); err != nil {
 		return err

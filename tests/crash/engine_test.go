@@ -83,28 +83,33 @@ func (d *driver) engineWork(ctx context.Context, s *disk.Store) error {
 	return s.Replace(ctx, info.Path, bytes.NewReader(archive))
 }
 
-// profileWork makes generations, switches between them and deletes old ones.
+// profileWork adds something and makes it a generation.
 func (d *driver) profileWork(ctx context.Context, s *disk.Store) error {
-	p := profile.Open(filepath.Join(d.layout.StateDir, "profiles", "crash"))
-	contents := fmt.Sprint(rand.Uint64())
-	info := storetest.Source(s.Dir(), "generation", storetest.File(contents))
-	if err := s.Add(ctx, info, bytes.NewReader(storetest.File(contents))); err != nil {
+	archive := storetest.File(fmt.Sprint(rand.Uint64()))
+	info := storetest.Source(s.Dir(), "generation", archive)
+	if err := s.Add(ctx, info, bytes.NewReader(archive)); err != nil {
 		return err
 	}
-	g, err := p.New(info.Path.String())
+	return d.newGeneration(info.Path)
+}
+
+// newGeneration makes a generation, switches to it and deletes old ones.
+func (d *driver) newGeneration(path store.Path) error {
+	p := profile.Open(filepath.Join(d.layout.StateDir, "profiles", "crash"))
+	g, err := p.New(path.String())
 	if err != nil {
 		return err
 	}
-	if err := d.write(event{Verb: "generation", N: g.Number, Path: info.Path}); err != nil {
+	if err := d.noteGeneration("generation", g.Number, path); err != nil {
 		return err
 	}
-	if err := d.write(event{Verb: "switching", N: g.Number}); err != nil {
+	if err := d.noteGeneration("switching", g.Number, path); err != nil {
 		return err
 	}
 	if err := p.Switch(g.Number); err != nil {
 		return err
 	}
-	if err := d.write(event{Verb: "switched", N: g.Number}); err != nil {
+	if err := d.noteGeneration("switched", g.Number, path); err != nil {
 		return err
 	}
 	list, err := p.List()
@@ -112,15 +117,21 @@ func (d *driver) profileWork(ctx context.Context, s *disk.Store) error {
 		return err
 	}
 	for _, old := range list[:max(0, len(list)-3)] {
-		if err := d.write(event{Verb: "deleting", N: old.Number}); err != nil {
+		if err := d.noteGeneration("deleting", old.Number, store.Path{}); err != nil {
 			return err
 		}
 		if err := p.Delete(old.Number); err != nil {
 			return err
 		}
-		if err := d.write(event{Verb: "deleted", N: old.Number}); err != nil {
+		if err := d.noteGeneration("deleted", old.Number, store.Path{}); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (d *driver) noteGeneration(verb string, n int, p store.Path) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.write(event{Verb: verb, N: n, Path: p})
 }

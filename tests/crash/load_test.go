@@ -24,6 +24,7 @@ import (
 // loads are what daemons are killed under.
 var loads = []*load{
 	{name: "mixed", work: []step{(*driver).add, (*driver).add, (*driver).build, (*driver).build, (*driver).importBundle, (*driver).collect}},
+	{name: "power", work: []step{(*driver).add, (*driver).build, (*driver).importBundle, (*driver).addRoot, (*driver).addEqual, (*driver).link, (*driver).switchProfile, (*driver).collect}},
 	{name: "add", work: []step{(*driver).add, (*driver).addFile}, steps: 12},
 	{name: "clients", work: []step{addText, addText, addText, addText, addText, addText, addText, addText}, steps: 12},
 	{name: "import", work: []step{(*driver).importBundle}, steps: 12},
@@ -289,7 +290,7 @@ func (d *driver) addRoot(ctx context.Context, c *client.Conn) error {
 	}
 	link := filepath.Join(d.roots, fmt.Sprintf("perm-%d", rand.Uint64()))
 	if rand.IntN(2) == 0 { // somewhere else, so that it is an indirect one
-		link = filepath.Join(filepath.Dir(d.bundles), filepath.Base(link))
+		link = filepath.Join(d.layout.Root, filepath.Base(link))
 	}
 	if err := c.AddPermRoot(ctx, info.Path, link); err != nil {
 		return err
@@ -329,6 +330,24 @@ func (d *driver) optimise(ctx context.Context, c *client.Conn) error {
 		return d.collect(ctx, c)
 	}
 	return nil
+}
+
+// link has equal files linked.
+func (d *driver) link(ctx context.Context, c *client.Conn) error {
+	if err := d.addEqual(ctx, c); err != nil {
+		return err
+	}
+	_, err := c.Optimise(ctx, nil)
+	return err
+}
+
+// switchProfile makes a generation, switches to it and deletes old ones.
+func (d *driver) switchProfile(ctx context.Context, c *client.Conn) error {
+	info, err := c.AddToStore(ctx, "generation", store.Text, store.SHA256, nil, bytes.NewReader(randomBytes(100)))
+	if err != nil {
+		return err
+	}
+	return d.newGeneration(info.Path)
 }
 
 func (d *driver) collect(ctx context.Context, c *client.Conn) error {

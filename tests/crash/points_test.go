@@ -179,6 +179,9 @@ func TestPoints(t *testing.T) {
 			t.Errorf("nothing was ever killed at %s", name)
 		}
 	}
+	if t.Failed() {
+		t.FailNow()
+	}
 	t.Logf("%d failpoints × %d loads × %d seeds (%d pairs of the former): %d kills, %d of them during recovery, %d never reached; acknowledged %d, lost 0",
 		len(count.fired), len(plan), seeds, len(count.pairs), count.kills, count.again, count.missed, count.acknowledged)
 }
