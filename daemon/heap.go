@@ -8,12 +8,12 @@ import (
 )
 
 // The graph of references lives as long as the process, so that Go's rule, to collect when as much again has been allocated, would double what it
-// takes. What may be allocated between two collections is headroom instead, a quarter of what lives at least, as much again at most:
+// takes. What may be allocated between two collections is headroom instead, a fifth of what lives at least, as much again at most:
 // a store of a million objects has 220 MiB of graph, of which a collection takes a tenth of a second.
 const (
-	headroom    = 64 << 20 // bytes
-	leastGrowth = 25       // percent
-	whileOpen   = 40       // percent, while stores are opened
+	headroom    = 48 << 20 // bytes
+	leastGrowth = 20       // percent
+	whileOpen   = 25       // percent, while stores are opened
 	tendEvery   = 10 * time.Second
 )
 
