@@ -1,6 +1,9 @@
 package sandbox
 
 import (
+	"cmp"
+	"math"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -12,6 +15,8 @@ import (
 //	refused number           → its error
 //	number with a condition  → its error if an argument says so
 //	anything else            → allow
+//
+// Numbers are found by bisection: the kernel runs the filter for each number when it is installed, to know those that are always allowed.
 //
 // A rule that can be circumvented by a newer call (clone3, openat2, fchmodat2, io_uring) has that call
 // answer "no such system call", so that C libraries fall back to the older one.
@@ -75,7 +80,11 @@ func ret(value uint32) unix.SockFilter {
 	return unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: value}
 }
 
+// jump skips as many instructions, which the kernel wants to be fewer than 256.
 func jump(op uint16, k uint32, yes, no int) unix.SockFilter {
+	if max(yes, no) > math.MaxUint8 {
+		panic("BUG: a jump in a system call filter is too long")
+	}
 	return unix.SockFilter{Code: unix.BPF_JMP | op | unix.BPF_K, Jt: uint8(yes), Jf: uint8(no), K: k}
 }
 
@@ -126,12 +135,19 @@ func (t table) compile() []unix.SockFilter {
 	if t.limit != 0 {
 		code = append(code, jump(unix.BPF_JGE, t.limit, 0, 1), ret(retKill))
 	}
-	for _, r := range t.rules {
-		body := r.compile()
-		code = append(code, jump(unix.BPF_JEQ, r.number, 0, len(body)))
-		code = append(code, body...)
+	rules := slices.SortedFunc(slices.Values(t.rules), func(a, b rule) int { return cmp.Compare(a.number, b.number) })
+	return append(code, bisect(rules)...)
+}
+
+// bisect returns the tests of rules that are sorted by number, each once.
+func bisect(rules []rule) []unix.SockFilter {
+	if len(rules) == 1 {
+		body := rules[0].compile()
+		return append(append([]unix.SockFilter{jump(unix.BPF_JEQ, rules[0].number, 0, len(body))}, body...), ret(retAllow))
 	}
-	return append(code, ret(retAllow))
+	middle := len(rules) / 2
+	above, below := bisect(rules[middle:]), bisect(rules[:middle])
+	return slices.Concat([]unix.SockFilter{jump(unix.BPF_JGE, rules[middle].number, 0, len(above))}, above, below)
 }
 
 // filter returns the whole program.

@@ -53,11 +53,10 @@ func spacesOf(spec *Spec, mighty bool) [2]uintptr {
 	return spaces
 }
 
-// detach makes stage 1 a process of its own, without any open file that it does not need.
+// detach takes from stage 1 what it does not need, and the builder must not reach.
 func (p *program) detach() {
-	p.begin(stageFirst, "leave the daemon's session")
-	p.add("", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0) // hides from the builder
-	p.add("", unix.SYS_SETSID)
+	p.begin(stageFirst, "hide from the builder")
+	p.add("", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0)
 	p.begin(stageFirst, "arrange open files")
 	p.add("", unix.SYS_DUP3, logFD, 1, 0)
 	p.add("", unix.SYS_DUP3, logFD, 2, 0)
