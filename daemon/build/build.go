@@ -39,6 +39,8 @@
 //     copy. A copy, because nobody else can have that open, link to it, or own it.
 //     An impure derivation is built like one that is addressed by content, with the network, whenever it is wanted: nothing
 //     records its outputs, which only the jobs that waited for this build know. Those are impure themselves, or fixed.
+//     The place goes to the next builder now: while the outputs of one are read and registered another runs. No more than
+//     MaxJobs are that far.
 //  7. Register all outputs at once, then realisations. Run the post-build hook (hook.go).
 //
 // In Check mode step 7 compares with what is there (compare.go): the error shows what differs, and the diff hook may look at it.
@@ -151,7 +153,7 @@ func New(s *disk.Store, opts *Options) *Builder {
 		b.opts.SandboxPaths = DefaultSandboxPaths()
 	}
 	b.shell = &hostPaths{want: b.opts.SandboxPaths}
-	b.core = &core{jobs: map[jobKey]*job{}, queues: map[string]*queue{}, slots: map[uint32]bool{}, places: make(chan struct{}, b.opts.MaxJobs)}
+	b.core = &core{jobs: map[jobKey]*job{}, queues: map[string]*queue{}, slots: map[uint32]bool{}, places: make(chan struct{}, b.opts.MaxJobs), finishing: make(chan struct{}, b.opts.MaxJobs)}
 	b.downloads = make(chan struct{}, cmp.Or(b.settings.MaxSubstitutions, b.settings.HTTPConnections, 1))
 	b.life, b.die = context.WithCancelCause(context.Background())
 	b.pool = substitute.NewPool(s, &substitute.Options{ACL: b.opts.ACL, SSHOptions: b.opts.SSHOptions, Logger: b.opts.Logger})

@@ -80,7 +80,7 @@ func (a *attempt) keepResult(ctx context.Context, o *output, known store.Path) s
 		return ""
 	}
 	kept := a.b.store.RealPath(known) + checkSuffix
-	removeWork(kept)
+	removeLeft(kept)
 	if err := os.Rename(a.tempOutput(o), kept); err != nil {
 		a.log.note(fmt.Sprintf("warning: the other result is not kept: %v", err))
 		return ""

@@ -39,6 +39,68 @@ type hostPaths struct {
 	once  sync.Once
 	found []sandbox.Mount
 	err   error
+
+	mu    sync.Mutex       // guards the rest
+	known map[string]needs // of settings' paths, by target and real source
+}
+
+// needs are a program and its libraries.
+type needs struct {
+	program os.FileInfo
+	mounts  map[string]string // target → source
+}
+
+// maxKnown bounds how many programs are remembered.
+const maxKnown = 1000
+
+// add adds a path as addHostPath does, which it remembers while the program is the same file and its libraries are there.
+func (h *hostPaths) add(seen map[string]string, target, source string) error {
+	real, err := filepath.EvalSymlinks(source)
+	if err != nil {
+		return err
+	}
+	fi, err := os.Stat(real)
+	if err != nil {
+		return err
+	}
+	key := target + "=" + real
+	h.mu.Lock()
+	n, ok := h.known[key]
+	h.mu.Unlock()
+	if !ok || !n.holds(fi) {
+		n = needs{fi, map[string]string{}}
+		if err := addHostPath(n.mounts, target, real); err != nil {
+			return err
+		}
+		h.remember(key, n)
+	}
+	for target, source := range n.mounts {
+		if _, ok := seen[target]; !ok {
+			seen[target] = source
+		}
+	}
+	return nil
+}
+
+func (n *needs) holds(fi os.FileInfo) bool {
+	if !os.SameFile(n.program, fi) || !n.program.ModTime().Equal(fi.ModTime()) || n.program.Size() != fi.Size() {
+		return false
+	}
+	for _, source := range n.mounts {
+		if _, err := os.Lstat(source); err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+func (h *hostPaths) remember(key string, n needs) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.known == nil || len(h.known) >= maxKnown {
+		h.known = map[string]needs{}
+	}
+	h.known[key] = n
 }
 
 func (h *hostPaths) mounts() ([]sandbox.Mount, error) {
@@ -200,7 +262,7 @@ func (a *attempt) addSettingPath(seen map[string]string, word string) (store.Pat
 	}
 	p, rest, err := a.b.store.Dir().Within(source)
 	if err != nil {
-		err := addHostPath(seen, target, source)
+		err := a.b.shell.add(seen, target, source)
 		if optional && errors.Is(err, os.ErrNotExist) {
 			return store.Path{}, nil
 		}

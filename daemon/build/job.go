@@ -29,6 +29,7 @@ type core struct {
 	jobs      map[jobKey]*job
 	closed    bool
 	places    chan struct{} // a token for each running build
+	finishing chan struct{} // a token for each build whose builder has ended
 	queues    map[string]*queue
 	downloads chan struct{} // a token for each running download
 	serial    uint64
@@ -344,16 +345,19 @@ func (j *job) tell(e Event) {
 }
 
 // place waits for one of MaxJobs places.
-func (c *core) place(ctx context.Context) (release func(), err error) {
+func (c *core) place(ctx context.Context) (release func(), err error) { return take(ctx, c.places) }
+
+// take waits for a token.
+func take(ctx context.Context, tokens chan struct{}) (release func(), err error) {
 	select {
-	case c.places <- struct{}{}:
-		return func() { <-c.places }, nil
+	case tokens <- struct{}{}:
+		return func() { <-tokens }, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
 }
 
-// slot takes a number below MaxJobs that no running build has: builds at the same time get different host ids.
+// slot takes a number that no other build has which runs or finishes: at the same time there are different host ids.
 func (c *core) slot() (uint32, func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

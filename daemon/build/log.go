@@ -66,27 +66,42 @@ type logWriter struct {
 
 func (b *Builder) newLogWriter(drv store.Path, tell func(Event), limit int64, stop context.CancelCauseFunc) (*logWriter, error) {
 	path := b.logPath(drv)
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("open log: %w", err)
-	}
-	temp, err := os.CreateTemp(filepath.Dir(path), ".log-*")
+	file, err := createLog(path)
 	if err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
-	temp.Chmod(0o644)
-	failpoint.Hit("build/log/made")
-	// An older log may still be followed, so the name gets a new file.
-	if err := os.Rename(temp.Name(), path); err != nil {
-		temp.Close()
-		os.Remove(temp.Name())
-		return nil, fmt.Errorf("open log: %w", err)
-	}
-	failpoint.Hit("build/log/named")
 	os.Remove(path + packedSuffix)
 	return &logWriter{
 		tell: tell, stop: stop, limit: limit, path: path, keep: b.settings.KeepBuildLog, pack: b.settings.CompressBuildLog,
-		file: temp, buffer: bufio.NewWriter(temp), grown: make(chan struct{}),
+		file: file, buffer: bufio.NewWriterSize(file, 1<<10), grown: make(chan struct{}),
 	}, nil
+}
+
+// createLog makes a new file. An older log of that name may still be followed, so the name gets another file.
+func createLog(path string) (*os.File, error) {
+	const mode = 0o644
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, mode)
+	if errors.Is(err, os.ErrNotExist) {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return nil, err
+		}
+		file, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, mode)
+	}
+	if errors.Is(err, os.ErrExist) {
+		if file, err = os.CreateTemp(filepath.Dir(path), ".log-*"); err != nil {
+			return nil, err
+		}
+		if err = os.Rename(file.Name(), path); err != nil {
+			os.Remove(file.Name())
+		}
+	}
+	if err == nil {
+		err = file.Chmod(mode) // whatever the umask
+	}
+	if err != nil && file != nil {
+		file.Close()
+	}
+	return file, err
 }
 
 // Write takes a piece of output. It never fails: a log that cannot be written does not fail a build.

@@ -1,30 +1,22 @@
 package build
 
 import (
-	"bufio"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"golang.org/x/sys/unix"
 
-	"cairn/archive/nar"
 	"cairn/daemon/protocol"
 	"cairn/derivation"
 	"cairn/store"
 	"cairn/store/disk"
-	"cairn/store/failpoint"
 	"cairn/store/refscan"
 )
-
-// ioSize is the buffer between stages of a copy.
-const ioSize = 256 << 10
 
 // output is one output of an attempt.
 type output struct {
@@ -40,11 +32,11 @@ type output struct {
 // readOutputs makes objects of what the builder left behind. Nothing of the builder runs any more, but everything it
 // left is hostile: it is read through directory handles, and what is registered is a copy.
 func (a *attempt) readOutputs(ctx context.Context) ([]disk.Output, error) {
-	if err := os.Mkdir(a.dir("out"), 0o700); err != nil {
+	if err := os.Mkdir(a.dir("out"), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, err
 	}
 	for _, o := range a.outputs {
-		o.tree = filepath.Join(a.dir("store"), o.path.Base())
+		o.tree = a.leftAt(o)
 		if err := a.admit(o); err != nil {
 			return nil, err
 		}
@@ -65,6 +57,9 @@ func (a *attempt) readOutputs(ctx context.Context) ([]disk.Output, error) {
 	}
 	return list, nil
 }
+
+// leftAt is where the builder leaves an output.
+func (a *attempt) leftAt(o *output) string { return filepath.Join(a.dir("store"), o.path.Base()) }
 
 // admit checks that an output is there and is of an admissible type.
 func (a *attempt) admit(o *output) error {
@@ -134,13 +129,27 @@ func makeReadableAt(at int, name string) error {
 	return nil
 }
 
-// removeWork deletes a working directory, whatever modes a builder gave to what is in it.
-func removeWork(dir string) {
-	if os.RemoveAll(dir) == nil {
+// removeWork deletes the working directory.
+func (a *attempt) removeWork() {
+	// Most builders leave one file and empty directories, for which there is no need to look.
+	for _, o := range a.outputs {
+		unix.Unlink(a.leftAt(o))
+	}
+	for _, name := range workDirs {
+		unix.Rmdir(a.dir(name))
+	}
+	if unix.Rmdir(a.work) != nil {
+		removeLeft(a.work)
+	}
+}
+
+// removeLeft deletes what a builder has left, whatever modes it gave to that.
+func removeLeft(path string) {
+	if os.RemoveAll(path) == nil {
 		return
 	}
-	makeReadable(dir)
-	os.RemoveAll(dir)
+	makeReadable(path)
+	os.RemoveAll(path)
 }
 
 // candidates are the paths that outputs may refer to.
@@ -363,57 +372,6 @@ func finalPaths(found []store.Path, paths map[store.Path]store.Path) []store.Pat
 
 func (a *attempt) unreadable(o *output, err error) error {
 	return failure(protocol.OutputRejected, "output '%s' of '%s' is not admissible: %v", o.name, a.key.drv, err)
-}
-
-// dump writes the archive of a tree in large pieces.
-func dump(w io.Writer, tree string) error {
-	b := bufio.NewWriterSize(w, ioSize)
-	if err := nar.Dump(b, tree); err != nil {
-		return err
-	}
-	return b.Flush()
-}
-
-// copyOut writes an output's copy, with digests replaced, and its hash and size to o.info.
-// The archive also goes to the given writers, as it was before.
-func (a *attempt) copyOut(ctx context.Context, o *output, digests map[string]string, also ...io.Writer) error {
-	if err := ctx.Err(); err != nil {
-		return context.Cause(ctx)
-	}
-	pr, pw := io.Pipe()
-	restored := make(chan error, 1)
-	go func() {
-		err := nar.Restore(bufio.NewReaderSize(pr, ioSize), filepath.Join(a.dir("out"), o.name), nil)
-		pr.CloseWithError(errors.Join(err, io.ErrClosedPipe))
-		restored <- err
-	}()
-	sum, size := sha256.New(), new(counter)
-	var w io.Writer = io.MultiWriter(pw, sum, size)
-	rewriter := refscan.NewRewriter(w, digests)
-	err := dump(io.MultiWriter(append(also, rewriter)...), o.tree)
-	if err == nil {
-		err = rewriter.Close()
-	}
-	pw.CloseWithError(err)
-	if restoreErr := <-restored; err == nil {
-		err = restoreErr
-	}
-	failpoint.Hit("build/output/copied")
-	if err != nil {
-		return a.unreadable(o, err)
-	}
-	o.info = &store.Info{NarHash: store.NewHash(store.SHA256, sum.Sum(nil)), NarSize: int64(*size), RegisteredAt: time.Now().Unix(), Ultimate: true}
-	if a.b.store.IsValid(a.key.drv) {
-		o.info.Deriver = a.key.drv
-	}
-	return nil
-}
-
-type counter int64
-
-func (c *counter) Write(p []byte) (int, error) {
-	*c += counter(len(p))
-	return len(p), nil
 }
 
 // sortOutputs orders outputs, those referred to first.

@@ -1,11 +1,9 @@
 package build
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net"
 	"os"
@@ -15,7 +13,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"cairn/archive/nar"
 	"cairn/daemon/protocol"
 	"cairn/daemon/sandbox"
 	"cairn/daemon/settings"
@@ -157,15 +154,6 @@ func (r *Restriction) show(p store.Path) error {
 // copy gives the builder a copy of its own, which it could change: that is its own damage.
 func (r *Restriction) copy(p store.Path) error {
 	return copyTree(r.a.b.store.RealPath(p), filepath.Join(r.a.dir("store"), p.Base()))
-}
-
-// copyTree copies what an archive holds of a tree.
-func copyTree(from, to string) error {
-	pr, pw := io.Pipe()
-	go func() { pw.CloseWithError(dump(pw, from)) }()
-	err := nar.Restore(bufio.NewReaderSize(pr, ioSize), to, nil)
-	pr.Close()
-	return err
 }
 
 // open is called when the builder's sandbox is there.

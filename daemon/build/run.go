@@ -345,7 +345,10 @@ type attempt struct {
 	keys    []archive.SecretKey // that sign the outputs
 }
 
-// The parts of the working directory.
+// workDirs are the parts of the working directory: of the builder its own, what it sees as /tmp, and what it sees in the place of the store
+// directory; and copies of outputs.
+var workDirs = []string{"build", "tmp", "store", "out"}
+
 func (a *attempt) dir(name string) string { return filepath.Join(a.work, name) }
 
 func (a *attempt) run(ctx context.Context, r *protocol.BuildResult) (map[string]store.Path, error) {
@@ -371,9 +374,20 @@ func (a *attempt) run(ctx context.Context, r *protocol.BuildResult) (map[string]
 		return nil, fmt.Errorf("build '%s': %w", a.key.drv, err)
 	}
 	a.work = work
-	defer removeWork(work)
+	defer a.removeWork()
+	slot, free := a.b.slot()
+	defer free()
+	a.uid = hostID(slot)
 	if err := a.execute(ctx, r); err != nil {
 		return nil, err
+	}
+	done, err := take(ctx, a.b.finishing)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if a.seat != nil { // another machine's place is not ours to give
+		a.seat.end()
 	}
 	paths, err := a.finish(ctx, r)
 	if status := statusOf(err); a.b.settings.KeepFailed && (status == protocol.OutputRejected || status == protocol.NotDeterministic) {
@@ -487,9 +501,7 @@ func (a *attempt) explain(ctx context.Context, err error) error {
 
 // sandboxed runs the builder.
 func (a *attempt) sandboxed(ctx context.Context, r *protocol.BuildResult) error {
-	slot, free := a.b.slot()
-	defer free()
-	if a.uid = hostID(slot); a.uid == 0 {
+	if a.uid == 0 {
 		return fmt.Errorf("build '%s': this container has no user id to give to a builder", a.key.drv)
 	}
 	spec, err := a.spec()
@@ -545,7 +557,7 @@ func (a *attempt) spec() (*sandbox.Spec, error) {
 		Argv:    append([]string{path.Base(a.drv.Builder)}, a.drv.Args...),
 		Env:     env,
 		Dir:     buildDir,
-		Root:    a.dir("root"),
+		Root:    a.dir("out"), // nothing is there outside before the builder has ended
 		Network: a.network,
 		Linux32: a.drv.System == "i686-linux",
 		HostUID: a.uid, HostGID: a.uid,
@@ -587,12 +599,15 @@ func networkFiles(s *sandbox.Spec) {
 
 // layOut makes the directories of a build. Those the builder writes to belong to it.
 func (a *attempt) layOut(files map[string][]byte) error {
-	for name, mode := range map[string]os.FileMode{"root": 0o755, "build": 0o700, "tmp": 0o777 | os.ModeSticky, "store": 0o755} {
+	modes := map[string]os.FileMode{"tmp": 0o777 | os.ModeSticky, "store": 0o755} // others are for their owner alone
+	for _, name := range workDirs {
 		if err := os.Mkdir(a.dir(name), 0o700); err != nil {
 			return err
 		}
-		if err := os.Chmod(a.dir(name), mode); err != nil {
-			return err
+		if mode, ok := modes[name]; ok {
+			if err := os.Chmod(a.dir(name), mode); err != nil {
+				return err
+			}
 		}
 	}
 	mine := []string{a.dir("build"), a.dir("store")}

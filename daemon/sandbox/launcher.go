@@ -60,16 +60,17 @@ func (l *Launcher) start(spec *Spec, log, status int) error {
 }
 
 func (s *server) start(spec *Spec, log, status int) error {
-	image, err := newProgram(spec, uintptr(s.base), privileged())
-	if err != nil {
+	p := newImage(uintptr(s.base))
+	defer p.drop()
+	if err := p.layOut(spec, privileged()); err != nil {
 		return err
 	}
-	file, err := memoryFile(image)
+	file, err := memoryFile(p.image)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(file)
-	size := []uint64{uint64(len(image))}
+	size := []uint64{uint64(len(p.image))}
 	if size[0] > maxImage {
 		return &SetupError{Step: StepExecute, Text: fmt.Sprintf("arguments, environment and mounts take more than %d bytes", maxImage)}
 	}

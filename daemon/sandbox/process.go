@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -112,13 +113,17 @@ func (p *process) close() {
 	}
 }
 
+// logBuffers are for builders' output; most write nothing.
+var logBuffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+
 // copyLog copies until every writer has closed, or finishLog runs out of patience.
 func (p *process) copyLog(log io.Writer) <-chan struct{} {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		buf := make([]byte, 32<<10)
-		for {
+		memory := logBuffers.Get().(*[32 << 10]byte)
+		defer logBuffers.Put(memory)
+		for buf := memory[:]; ; {
 			n, err := p.logR.Read(buf)
 			if n > 0 {
 				log.Write(buf[:n])

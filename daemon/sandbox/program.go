@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"strings"
+	"sync"
 	"unsafe"
 )
 
@@ -54,20 +55,36 @@ type call struct {
 // text is where a string is.
 type text struct{ at, size uintptr }
 
+// programs are the memory that was used before.
+var programs = sync.Pool{New: func() any { return &program{made: map[string]bool{}, known: map[string]uintptr{}} }}
+
+// newImage begins a program, which drop ends.
 func newImage(base uintptr) *program {
-	p := &program{base: base, made: map[string]bool{"/": true}, known: map[string]uintptr{}}
-	p.image = make([]byte, unsafe.Sizeof(header{}), 64<<10)
+	p := programs.Get().(*program)
+	*p = program{base: base, image: append(p.image[:0], make([]byte, unsafe.Sizeof(header{}))...), made: p.made, known: p.known, lists: p.lists}
+	for i := range p.lists {
+		p.lists[i] = p.lists[i][:0]
+	}
+	clear(p.known)
+	clear(p.made)
+	p.made["/"] = true
 	return p
 }
 
+// drop keeps the memory for the next program, if it is not too much.
+func (p *program) drop() {
+	if cap(p.image) <= 1<<20 {
+		programs.Put(p)
+	}
+}
+
 // seal completes the image.
-func (p *program) seal(spaces [2]uintptr) []byte {
+func (p *program) seal(spaces [2]uintptr) {
 	h := header{spaces: spaces}
 	for i, list := range p.lists {
 		h.lists[i] = part{at: put(p, list...) - p.base, count: uintptr(len(list))}
 	}
 	copy(p.image, bytesOf([]header{h}))
-	return p.image
 }
 
 // put adds values, which have no pointers, and returns their address.

@@ -7,18 +7,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// newProgram lays out what the stages of a sandbox do, for an address.
-func newProgram(spec *Spec, base uintptr, mighty bool) ([]byte, error) {
+// layOut writes what the stages of a sandbox do.
+func (p *program) layOut(spec *Spec, mighty bool) error {
 	if len(spec.Argv) == 0 {
-		return nil, &SetupError{Step: StepExecute, Text: "no program"}
+		return &SetupError{Step: StepExecute, Text: "no program"}
 	}
-	p := newImage(base)
 	p.detach()
 	p.mountRoot(spec)
 	p.mountProc()
 	p.mountDevices()
 	if err := p.mountInputs(spec); err != nil {
-		return nil, err
+		return err
 	}
 	p.writeFiles(spec)
 	p.changeRoot()
@@ -34,9 +33,10 @@ func newProgram(spec *Spec, base uintptr, mighty bool) ([]byte, error) {
 	p.confine(spec, mighty)
 	p.execute(spec)
 	if p.cut != "" {
-		return nil, &SetupError{Step: StepExecute, Text: fmt.Sprintf("%q has a zero byte", p.cut)}
+		return &SetupError{Step: StepExecute, Text: fmt.Sprintf("%q has a zero byte", p.cut)}
 	}
-	return p.seal(spacesOf(spec, mighty)), nil
+	p.seal(spacesOf(spec, mighty))
+	return nil
 }
 
 // spacesOf returns the namespaces of stages 1 and 2: the builder's process gets a user namespace of its own unless it is in one already.

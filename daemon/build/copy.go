@@ -1,0 +1,137 @@
+package build
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"cairn/archive/nar"
+	"cairn/store"
+	"cairn/store/failpoint"
+	"cairn/store/refscan"
+)
+
+// ioSize is the buffer between stages of a copy.
+const ioSize = 256 << 10
+
+// buffers are what copies use: most are of a few bytes, and making a buffer takes longer than filling it.
+var buffers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, ioSize) }}
+
+// buffered has write write to w in large pieces.
+func buffered(w io.Writer, write func(io.Writer) error) error {
+	b := buffers.Get().(*bufio.Writer)
+	b.Reset(w)
+	defer func() {
+		b.Reset(nil)
+		buffers.Put(b)
+	}()
+	if err := write(b); err != nil {
+		return err
+	}
+	return b.Flush()
+}
+
+// dump writes the archive of a tree in large pieces.
+func dump(w io.Writer, tree string) error {
+	return buffered(w, func(w io.Writer) error { return nar.Dump(w, tree) })
+}
+
+// copyOut writes an output's copy, with digests replaced, and its hash and size to o.info.
+// The archive also goes to the given writers, as it was before.
+func (a *attempt) copyOut(ctx context.Context, o *output, digests map[string]string, also ...io.Writer) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	copied := &restoration{path: filepath.Join(a.dir("out"), o.name)}
+	sum, size := sha256.New(), new(counter)
+	after, done := io.MultiWriter(sum, size, copied), func() error { return nil }
+	if len(digests) > 0 {
+		rewriter := refscan.NewRewriter(after, digests)
+		after, done = rewriter, rewriter.Close
+	}
+	err := dump(io.MultiWriter(append(also, after)...), o.tree)
+	if err == nil {
+		err = done()
+	}
+	err = copied.close(err)
+	failpoint.Hit("build/output/copied")
+	if err != nil {
+		return a.unreadable(o, err)
+	}
+	o.info = &store.Info{NarHash: store.NewHash(store.SHA256, sum.Sum(nil)), NarSize: int64(*size), RegisteredAt: time.Now().Unix(), Ultimate: true}
+	if a.b.store.IsValid(a.key.drv) {
+		o.info.Deriver = a.key.drv
+	}
+	return nil
+}
+
+type counter int64
+
+func (c *counter) Write(p []byte) (int, error) {
+	*c += counter(len(p))
+	return len(p), nil
+}
+
+// A restoration makes the tree of the archive that is written to it, from memory if that is small, and else by a goroutine that
+// lives until close.
+type restoration struct {
+	path string
+	head []byte // what was written, while there is no goroutine
+	pipe *io.PipeWriter
+	done chan error
+}
+
+// smallArchive is the largest archive that is kept in memory.
+const smallArchive = 32 << 10
+
+func (r *restoration) Write(p []byte) (int, error) {
+	if r.pipe == nil {
+		if len(r.head)+len(p) <= smallArchive {
+			r.head = append(r.head, p...)
+			return len(p), nil
+		}
+		if err := r.begin(); err != nil {
+			return 0, err
+		}
+	}
+	return r.pipe.Write(p)
+}
+
+// begin starts the goroutine.
+func (r *restoration) begin() error {
+	pr, pw := io.Pipe()
+	r.pipe, r.done = pw, make(chan error, 1)
+	go func() {
+		err := nar.Restore(pr, r.path, nil)
+		pr.CloseWithError(errors.Join(err, io.ErrClosedPipe))
+		r.done <- err
+	}()
+	_, err := pw.Write(r.head)
+	return err
+}
+
+// close ends the tree, which is not complete when the writer has failed, and returns what failed first.
+func (r *restoration) close(err error) error {
+	switch {
+	case r.pipe != nil:
+		r.pipe.CloseWithError(err)
+		if restored := <-r.done; err == nil || errors.Is(err, io.ErrClosedPipe) {
+			err = restored
+		}
+	case err == nil:
+		err = nar.Restore(bytes.NewReader(r.head), r.path, nil)
+	}
+	return err
+}
+
+// copyTree copies what an archive holds of a tree.
+func copyTree(from, to string) error {
+	r := &restoration{path: to}
+	return r.close(dump(r, from))
+}
