@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 
 	"cairn/daemon/protocol"
 	"cairn/store"
@@ -106,8 +107,33 @@ func (c *Conn) json(ctx context.Context, k *call, request, answer any) error {
 // Check verifies the store or some paths, and repairs them if asked to; obs, which may be nil, is told the progress.
 func (c *Conn) Check(ctx context.Context, req *protocol.VerifyRequest, obs Observer) (*protocol.VerifyResult, error) {
 	r := &protocol.VerifyResult{}
-	err := c.json(ctx, &call{op: protocol.OpVerify, what: "verify the store", obs: obs}, req, r)
+	findings := []protocol.Finding{}
+	lines, writer := io.Pipe()
+	done := make(chan error, 1)
+	go func() { done <- readFindings(lines, &findings) }()
+	err := c.json(ctx, &call{op: protocol.OpVerify, what: "verify the store", obs: obs, chunk: writeTo(writer)}, req, r)
+	writer.Close()
+	if bad := <-done; err == nil && bad != nil {
+		err = fmt.Errorf("verify the store: %w", bad)
+	}
+	r.Findings = findings
 	return r, err
+}
+
+// readFindings decodes what comes through a pipe, to its end.
+func readFindings(lines *io.PipeReader, list *[]protocol.Finding) error {
+	d := json.NewDecoder(lines)
+	for {
+		var f protocol.Finding
+		if err := d.Decode(&f); err != nil {
+			lines.CloseWithError(err)
+			if err == io.EOF {
+				return nil
+			}
+			return fmt.Errorf("findings: %w", err)
+		}
+		*list = append(*list, f)
+	}
 }
 
 // Optimise makes equal files of the store hard links; obs, which may be nil, is told the progress.

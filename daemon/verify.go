@@ -35,6 +35,13 @@ func (x *session) verify(ctx context.Context, request string) (reply, error) {
 	if err != nil {
 		return nil, err
 	}
+	lines := json.NewEncoder(x.tunnel)
+	for _, f := range r.Findings {
+		if err := lines.Encode(f); err != nil {
+			return nil, err
+		}
+	}
+	r.Findings = nil
 	return replyJSON(r)
 }
 
@@ -47,8 +54,8 @@ func (x *session) verifyWith(ctx context.Context, q *protocol.VerifyRequest, say
 	id := x.server.ids.Add(1)
 	x.tunnel.send(&protocol.Message{Kind: protocol.KindStart, ID: id, Level: protocol.LevelTalkative, Activity: protocol.ActVerifyPaths})
 	defer x.tunnel.send(&protocol.Message{Kind: protocol.KindStop, ID: id})
-	v := &build.Verification{Say: say, Progress: func(done, total, bad int) {
-		x.tunnel.send(&protocol.Message{Kind: protocol.KindResult, ID: id, Result: protocol.ResProgress, Fields: numbers(done, total, 0, bad)})
+	v := &build.Verification{Say: say, Progress: func(p build.VerifyProgress) {
+		x.tunnel.send(&protocol.Message{Kind: protocol.KindResult, ID: id, Result: protocol.ResProgress, Fields: numbers(p.Done, p.Total, 0, p.Bad, int(p.Read), int(p.Size))})
 	}}
 	if q.Repair {
 		o := x.observe()

@@ -826,6 +826,7 @@
 //	  --all                        all objects, which is the default without PATH
 //	  -r, --closure                everything that the objects refer to as well
 //	  --json                       print JSON
+//	  --limit SIZE                 read at most SIZE per second, for example 100M
 //	  --no-contents                only look whether files and references are there
 //	  --repair                     repair what is wrong, as 'cairn store repair' does
 //	  --sigs-needed N              objects must have N signatures by keys of trusted-public-keys or of the access list, or be addressed by their contents

@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"cairn/archive"
+	"cairn/client"
 	"cairn/daemon/protocol"
 	"cairn/store"
 	"cairn/store/disk"
@@ -21,6 +24,7 @@ var errCorrupt = errors.New("the store has errors")
 type storeVerifyOptions struct {
 	all, closure, contents, noContents, repair, dryRun, json bool
 	sigsNeeded                                               int
+	limit                                                    string
 }
 
 func newStoreVerifyCmd(env *Env) *cobra.Command {
@@ -46,6 +50,7 @@ What is wrong is listed, and the exit code is 1 if any of it is left.`,
 	f.BoolVar(&o.noContents, "no-contents", false, "only look whether files and references are there")
 	f.BoolVar(&o.repair, "repair", false, "repair what is wrong, as 'cairn store repair' does")
 	f.BoolVar(&o.json, "json", false, "print JSON")
+	f.StringVar(&o.limit, "limit", "", "read at most `SIZE` per second, for example 100M")
 	f.IntVar(&o.sigsNeeded, "sigs-needed", 0, "objects must have `N` signatures by keys of trusted-public-keys or of the access list, or be addressed by their contents")
 	f.Lookup("contents").Hidden = true
 	cmd.MarkFlagsMutuallyExclusive("contents", "no-contents")
@@ -85,15 +90,26 @@ func runStoreVerify(ctx context.Context, env *Env, o *storeVerifyOptions, args [
 	if o.all && len(args) > 0 {
 		return &usageError{errors.New("--all is instead of paths")}
 	}
+	req := &protocol.VerifyRequest{Contents: !o.noContents, Repair: o.repair, DryRun: o.dryRun}
+	if o.limit != "" {
+		var err error
+		if req.Limit, err = parseSize(o.limit); err == nil && req.Limit == 0 {
+			err = errors.New("nothing per second would take for ever")
+		}
+		if err != nil {
+			return &usageError{fmt.Errorf("--limit: %w", err)}
+		}
+	}
 	return env.withSession(ctx, func(s *session) error {
-		req := &protocol.VerifyRequest{Contents: !o.noContents, Repair: o.repair, DryRun: o.dryRun}
 		var err error
 		if len(args) > 0 {
 			if req.Paths, err = verifiedPaths(ctx, env, s, o.closure, args); err != nil {
 				return err
 			}
 		}
-		r, err := s.Check(ctx, req, env.logLines())
+		p := env.newProgress(false)
+		r, err := s.Check(ctx, req, verifyProgress(p, time.Now()))
+		p.close()
 		if err == nil && o.sigsNeeded > 0 {
 			err = findUntrusted(ctx, env, s, o.sigsNeeded, req.Paths, r)
 		}
@@ -109,6 +125,25 @@ func runStoreVerify(ctx context.Context, env *Env, o *storeVerifyOptions, args [
 			err = corrupt(o, r)
 		}
 		return err
+	})
+}
+
+// verifyProgress draws how far it is and how long it will take, from the start.
+func verifyProgress(p *progress, start time.Time) client.Observer {
+	return client.ObserverFunc(func(m *protocol.Message) {
+		switch {
+		case m.Kind == protocol.KindNext:
+			p.line("%s", strings.TrimRight(m.Text, "\n"))
+		case m.Kind == protocol.KindResult && m.Result == protocol.ResProgress && len(m.Fields) == 6:
+			read, size := int64(m.Fields[4].Number), int64(m.Fields[5].Number)
+			text := fmt.Sprintf("%d of %s, %s of %s, %d bad", m.Fields[0].Number, count(int(m.Fields[1].Number), "object"),
+				formatSize(read), formatSize(size), m.Fields[3].Number)
+			if taken := time.Since(start); read > 0 && read < size && taken > time.Second {
+				left := time.Duration(float64(taken) * float64(size-read) / float64(read))
+				text += fmt.Sprintf(", about %v to go", left.Round(time.Second))
+			}
+			p.total("%s", text)
+		}
 	})
 }
 

@@ -16,8 +16,14 @@ import (
 // Verification is what Verify tells while it works. Functions may be nil.
 type Verification struct {
 	Say      func(level protocol.Verbosity, line string)
-	Progress func(done, total, bad int) // perhaps by several goroutines at once
+	Progress func(VerifyProgress) // perhaps by several goroutines at once
 	Builds   Observer
+}
+
+// VerifyProgress says how far the reading of contents is.
+type VerifyProgress struct {
+	Done, Total, Bad int   // objects
+	Read, Size       int64 // bytes of archives, until now and of all
 }
 
 // Verify checks the store in the order of Nix: existence of paths, the pool of links, contents. What has no files and no
@@ -157,10 +163,12 @@ func (c *checkup) contents(ctx context.Context) error {
 		return nil
 	}
 	c.say(protocol.LevelInfo, "checking store hashes...")
-	var done, bad atomic.Int64
-	o := &disk.VerifyOptions{Contents: true, Paths: c.q.Paths, Progress: func() {
-		if n := done.Add(1); c.v.Progress != nil {
-			c.v.Progress(int(n), c.result.Paths, int(bad.Load()))
+	var done, bad, read atomic.Int64
+	size := c.b.store.Size(c.q.Paths)
+	o := &disk.VerifyOptions{Contents: true, Paths: c.q.Paths, Limit: c.q.Limit, Progress: func(n int64) {
+		p := VerifyProgress{Done: int(done.Add(1)), Total: c.result.Paths, Bad: int(bad.Load()), Read: read.Add(n), Size: size}
+		if c.v.Progress != nil {
+			c.v.Progress(p)
 		}
 	}}
 	r, err := c.b.store.Verify(ctx, o, func(p disk.Problem) {

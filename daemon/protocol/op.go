@@ -69,7 +69,7 @@ const (
 	OpCollectGarbage2 Op = 0x6361_0006
 	// OpQueryClosure: paths → keyed path infos of the closure, references first.
 	OpQueryClosure Op = 0x6361_0007
-	// OpVerify: JSON VerifyRequest → JSON VerifyResult.
+	// OpVerify: JSON VerifyRequest → JSON Findings, one per line, in Write messages, then JSON VerifyResult without them.
 	OpVerify Op = 0x6361_0008
 	// OpOptimise: → JSON OptimiseResult.
 	OpOptimise Op = 0x6361_0009

@@ -8,6 +8,7 @@ type VerifyRequest struct {
 	Contents bool         `json:"contents,omitempty"`
 	Repair   bool         `json:"repair,omitempty"`
 	DryRun   bool         `json:"dryRun,omitempty"` // with Repair: say what would be done
+	Limit    int64        `json:"limit,omitempty"`  // bytes of contents per second; 0: no limit
 }
 
 // Finding is something that is wrong in a store, and what came of it.
@@ -20,7 +21,8 @@ type Finding struct {
 	Error string `json:"error,omitempty"` // why it could not be repaired
 }
 
-// VerifyResult is the answer of OpVerify.
+// VerifyResult is the answer of OpVerify. Its findings come before it, one JSON Finding per line in Write messages: a badly damaged
+// store has more than fit into an answer.
 type VerifyResult struct {
 	Paths    int       `json:"paths"`
 	Bytes    int64     `json:"bytes"` // read

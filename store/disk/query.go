@@ -108,6 +108,25 @@ func (s *Store) Count() (paths, references int) {
 	return s.graph.digests.count, s.graph.edges
 }
 
+// Size returns the bytes of the archives of paths that have a row, or of all.
+func (s *Store) Size(paths []store.Path) (bytes int64) {
+	if paths == nil {
+		for _, n := range s.Snapshot().nodes {
+			if n != nil {
+				bytes += n.narSize
+			}
+		}
+	}
+	s.graph.mu.RLock()
+	defer s.graph.mu.RUnlock()
+	for _, p := range paths {
+		if n := s.graph.rowOf(p); n != nil {
+			bytes += n.narSize
+		}
+	}
+	return bytes
+}
+
 // node returns the node of a valid path. The caller holds graph.mu.
 func (s *Store) node(p store.Path) (*node, error) {
 	d, ok := meta.ParseDigest(p.Digest())

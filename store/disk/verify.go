@@ -41,10 +41,11 @@ type Problem struct {
 
 // VerifyOptions say what is looked at; nil means that every path exists and its references are valid.
 type VerifyOptions struct {
-	Contents bool         // read every object and compare its hash
-	Paths    []store.Path // only these; default all
-	Workers  int          // default: as many as processors
-	Progress func()       // called after each path, perhaps by several goroutines at once; nil is allowed
+	Contents bool             // read every object and compare its hash
+	Paths    []store.Path     // only these; default all
+	Workers  int              // default: as many as processors
+	Limit    int64            // bytes of archives that are read per second, by all workers together; 0: no limit
+	Progress func(read int64) // called after each path with the bytes that were read of it, perhaps by several goroutines at once; nil is allowed
 }
 
 // VerifyResult counts what was looked at.
@@ -73,9 +74,9 @@ func (s *Store) Verify(ctx context.Context, opts *VerifyOptions, report func(Pro
 	if s.isClosed() {
 		return VerifyResult{}, ErrClosed
 	}
-	v := verification{s: s, contents: o.Contents, report: report}
+	v := verification{s: s, contents: o.Contents, report: report, pace: newPace(o.Limit)}
 	if v.progress = o.Progress; v.progress == nil {
-		v.progress = func() {}
+		v.progress = func(int64) {}
 	}
 	err = eachNode(ctx, nodes, o.Workers, v.check)
 	return v.result, err
@@ -128,7 +129,8 @@ type verification struct {
 	s        *Store
 	contents bool
 	report   func(Problem)
-	progress func()
+	progress func(int64)
+	pace     *pace
 
 	mu     sync.Mutex // guards result and serialises report
 	result VerifyResult
@@ -140,9 +142,9 @@ func (v *verification) check(ctx context.Context, n *node) error {
 	if v.gone(n) {
 		return nil
 	}
-	defer v.progress()
 	p := v.s.path(n)
 	size, problem, err := v.object(ctx, p, n)
+	v.progress(size)
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}
@@ -206,7 +208,7 @@ func (v *verification) object(ctx context.Context, p store.Path, n *node) (int64
 	var size int64
 	if v.contents || v.s.graph.lookup(n.digest) == nil {
 		var problem *Problem
-		if size, problem = v.s.read(ctx, p, o); problem != nil {
+		if size, problem = v.s.read(ctx, p, o, v.pace); problem != nil {
 			return size, problem, nil
 		}
 	}
@@ -231,7 +233,7 @@ func (s *Store) Intact(ctx context.Context, p store.Path) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("read %s: %w", p, err)
 	}
-	_, problem := s.read(ctx, p, o)
+	_, problem := s.read(ctx, p, o, nil)
 	switch {
 	case context.Cause(ctx) != nil:
 		return false, context.Cause(ctx)
@@ -242,10 +244,10 @@ func (s *Store) Intact(ctx context.Context, p store.Path) (bool, error) {
 }
 
 // read reads an object and says how many bytes that were and what is wrong with them.
-func (s *Store) read(ctx context.Context, p store.Path, o *meta.Object) (int64, *Problem) {
+func (s *Store) read(ctx context.Context, p store.Path, o *meta.Object, at *pace) (int64, *Problem) {
 	want := store.NewHash(store.SHA256, o.NarHash[:])
 	c := counter{h: store.SHA256.New()}
-	err := nar.Dump(contextWriter{ctx, &c}, s.RealPath(p))
+	err := nar.Dump(contextWriter{ctx, pacedWriter{ctx, at, &c}}, s.RealPath(p))
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EIO) {
 		return c.n, &Problem{Kind: Unreadable, Want: want, Err: err}
 	}
