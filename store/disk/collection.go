@@ -487,7 +487,7 @@ func (s *Store) deleteTrees(nodes []*node) ([]Deleted, error) {
 		wg.Go(func() {
 			for i := w; i < len(nodes); i += workers {
 				p := s.path(nodes[i])
-				freed, err := s.deleteTree(s.RealPath(p))
+				freed, err := s.deleteTree(p)
 				failpoint.Hit("disk/delete/removed")
 				deleted[i], errs[i] = Deleted{p, freed}, err
 			}
@@ -503,24 +503,30 @@ func (s *Store) deleteTrees(nodes []*node) ([]Deleted, error) {
 
 // deleteTree unlinks a file at once, and moves a directory out of the way first, so that nobody sees
 // half of it.
-func (s *Store) deleteTree(path string) (int64, error) {
+func (s *Store) deleteTree(p store.Path) (int64, error) {
+	at, path := int(s.dir.Fd()), s.RealPath(p)
 	var st unix.Stat_t
-	err := retry(func() error { return unix.Lstat(path, &st) })
+	err := retry(func() error { return unix.Fstatat(at, p.Base(), &st, unix.AT_SYMLINK_NOFOLLOW) })
 	if errors.Is(err, unix.ENOENT) {
 		return 0, nil
 	}
 	if err != nil {
 		return 0, &os.PathError{Op: "lstat", Path: path, Err: err}
 	}
-	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		trashed, err := s.toTrash(path)
-		switch {
-		case err == nil:
-			path = trashed
-		case !errors.Is(noSpace(err), ErrNoSpace): // for a trash; what has no row may as well go piece by piece
-			return 0, err
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		freed, err := unlinkAt(at, p.Base(), &st)
+		if err != nil {
+			return 0, &os.PathError{Op: "unlink", Path: path, Err: err}
 		}
-		failpoint.Hit("disk/delete/trashed")
+		return freed, nil
 	}
+	trashed, err := s.toTrash(path)
+	switch {
+	case err == nil:
+		path = trashed
+	case !errors.Is(noSpace(err), ErrNoSpace): // for a trash; what has no row may as well go piece by piece
+		return 0, err
+	}
+	failpoint.Hit("disk/delete/trashed")
 	return removeTree(path)
 }

@@ -77,5 +77,5 @@ func (s *Store) sweepStray(name string) (int64, error) {
 	}
 	s.log.Info("delete what is no object", "name", name)
 	failpoint.Hit("disk/sweep/stray")
-	return s.deleteTree(s.RealPath(p))
+	return s.deleteTree(p)
 }

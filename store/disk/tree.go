@@ -76,13 +76,7 @@ func removeAt(at int, name string) (int64, error) {
 		return 0, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		if err := unix.Unlinkat(at, name, 0); err != nil && err != unix.ENOENT {
-			return 0, err
-		}
-		if st.Nlink > 1 {
-			return 0, nil
-		}
-		return st.Blocks * 512, nil
+		return unlinkAt(at, name, &st)
 	}
 	freed, err := emptyDir(at, name)
 	if err != nil {
@@ -92,6 +86,17 @@ func removeAt(at int, name string) (int64, error) {
 		return freed, err
 	}
 	return freed + st.Blocks*512, nil
+}
+
+// unlinkAt removes what is no directory, and returns the bytes that this gave back: none if it has other links.
+func unlinkAt(at int, name string, st *unix.Stat_t) (int64, error) {
+	if err := unix.Unlinkat(at, name, 0); err != nil && err != unix.ENOENT {
+		return 0, err
+	}
+	if st.Nlink > 1 {
+		return 0, nil
+	}
+	return st.Blocks * 512, nil
 }
 
 func emptyDir(at int, name string) (int64, error) {
