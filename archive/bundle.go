@@ -36,8 +36,8 @@ import (
 // packed bytes is no protection against people; it makes any changed bit an error, those
 // included that unpacking would not notice.
 //
-// A reader takes memory for the manifest, at most 64 MiB and never much more than has arrived, and
-// for one decompressor with a window of 8 MiB. It gives no object before VerifySignature was content.
+// A reader takes memory for the manifest, at most 64 MiB and never much more than has arrived, for what it says,
+// about as much again, and for one decompressor with a window of 8 MiB. It gives no object before VerifySignature was content.
 const (
 	bundleMagic  = "cairn bundle 1\n\x00"
 	bundleDomain = "cairn-bundle-1:"
@@ -71,7 +71,10 @@ func writeBundle(ctx context.Context, w io.Writer, key SecretKey, dir store.Dir,
 	if err != nil {
 		return err
 	}
-	manifest := appendManifest(dir, key.Public(), infos)
+	manifest := (&manifest{dir: dir, key: key.Public(), infos: infos}).text()
+	if len(manifest) > maxManifest {
+		return fmt.Errorf("the list of %d objects takes %d bytes, at most %d are allowed: write several bundles: %w", len(infos), len(manifest), maxManifest, wire.ErrTooLong)
+	}
 	if _, err := parseManifest(manifest); err != nil {
 		return fmt.Errorf("manifest: %w", err) // what we write, we can read
 	}
@@ -98,13 +101,22 @@ func manifestText(manifest []byte) []byte {
 	return []byte(bundleDomain + store.BLAKE3.Sum(manifest).Hex())
 }
 
-func appendManifest(dir store.Dir, key PublicKey, infos []*store.Info) []byte {
-	var b bytes.Buffer
-	w := wire.NewWriter(&b)
-	w.String(dir.String())
-	w.String(key.String())
-	w.Uint64(uint64(len(infos)))
-	for _, i := range infos {
+// text returns the manifest as it is sent, in memory of just its size.
+func (m *manifest) text() []byte {
+	var size length
+	m.write(&size)
+	b := bytes.NewBuffer(make([]byte, 0, size))
+	m.write(b)
+	return b.Bytes()
+}
+
+// write writes the manifest.
+func (m *manifest) write(to io.Writer) error {
+	w := wire.NewWriter(to)
+	w.String(m.dir.String())
+	w.String(m.key.String())
+	w.Uint64(uint64(len(m.infos)))
+	for _, i := range m.infos {
 		w.String(i.Path.Base())
 		w.String(i.NarHash.String())
 		w.Uint64(uint64(i.NarSize))
@@ -117,8 +129,26 @@ func appendManifest(dir store.Dir, key PublicKey, infos []*store.Info) []byte {
 		w.String(i.CA.String())
 		w.Strings(slices.Compact(slices.Sorted(slices.Values(i.Signatures))))
 	}
-	w.Flush()
-	return b.Bytes()
+	return w.Flush()
+}
+
+// length counts what is written.
+type length int
+
+func (l *length) Write(p []byte) (int, error) {
+	*l += length(len(p))
+	return len(p), nil
+}
+
+// match is what must be written; anything else fails.
+type match struct{ rest []byte }
+
+func (m *match) Write(p []byte) (int, error) {
+	if !bytes.HasPrefix(m.rest, p) {
+		return 0, ErrCorrupt
+	}
+	m.rest = m.rest[len(p):]
+	return len(p), nil
 }
 
 // packer writes objects.
@@ -205,6 +235,19 @@ type manifest struct {
 	dir   store.Dir
 	key   PublicKey
 	infos []*store.Info
+	known map[string]store.Path // by base name, while it is parsed: each path takes memory once
+}
+
+// path returns the path of a base name.
+func (m *manifest) path(base string) (store.Path, error) {
+	if p, ok := m.known[base]; ok {
+		return p, nil
+	}
+	p, err := m.dir.Path(base)
+	if err == nil {
+		m.known[p.Base()] = p
+	}
+	return p, err
 }
 
 // OpenBundle reads a bundle's manifest. The bundle must be of the store dir.
@@ -242,14 +285,16 @@ func (b *Bundle) open(dir store.Dir) error {
 	return nil
 }
 
-// parseManifest accepts what appendManifest writes, and only that.
+// parseManifest accepts what manifest.write writes, and only that.
 func parseManifest(raw []byte) (*manifest, error) {
 	in := wire.NewReader(bytes.NewReader(raw))
-	m := &manifest{}
+	m := &manifest{known: map[string]store.Path{}}
 	if err := m.parse(in); err != nil {
 		return nil, unexpected(err)
 	}
-	if !bytes.Equal(appendManifest(m.dir, m.key, m.infos), raw) {
+	m.known = nil
+	again := &match{raw}
+	if err := m.write(again); err != nil || len(again.rest) > 0 {
 		return nil, fmt.Errorf("it is not in canonical form: %w", ErrCorrupt)
 	}
 	return m, nil
@@ -305,7 +350,7 @@ func (m *manifest) description(in *wire.Reader) (*store.Info, error) {
 		return nil, err
 	}
 	info := &store.Info{}
-	if info.Path, err = m.dir.Path(base); err != nil {
+	if info.Path, err = m.path(base); err != nil {
 		return nil, err
 	}
 	if err := m.details(in, info); err != nil {
@@ -331,15 +376,18 @@ func (m *manifest) details(in *wire.Reader, info *store.Info) (err error) {
 	if info.NarHash, err = store.ParseHash(narHash, store.SHA256); err != nil {
 		return err
 	}
+	if len(refs) > 0 {
+		info.References = make([]store.Path, 0, len(refs))
+	}
 	for _, s := range refs {
-		ref, err := m.dir.Path(s)
+		ref, err := m.path(s)
 		if err != nil {
 			return err
 		}
 		info.References = append(info.References, ref)
 	}
 	if deriver != "" {
-		if info.Deriver, err = m.dir.Path(deriver); err != nil {
+		if info.Deriver, err = m.path(deriver); err != nil {
 			return err
 		}
 	}

@@ -21,10 +21,12 @@ func (x *session) importBundle(ctx context.Context, _ struct{}) (reply, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := archive.OpenBundle(x.upload, s.store.Dir())
+	in := &metered{r: x.upload, m: &x.memory, free: protocol.Step}
+	b, err := archive.OpenBundle(in, s.store.Dir())
 	if err != nil {
 		return nil, err
 	}
+	in.over = true
 	defer b.Close()
 	if err := b.VerifySignature(acl); err != nil {
 		return nil, err

@@ -38,9 +38,13 @@ type metered struct {
 	r    io.Reader
 	m    *memory
 	free int64
+	over bool // the rest is not kept
 }
 
 func (m *metered) Read(p []byte) (int, error) {
+	if m.over {
+		return m.r.Read(p)
+	}
 	if m.free == 0 {
 		if !m.m.take() {
 			return 0, protocol.ErrBusy

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -74,7 +75,7 @@ func OpenWriter(uri string, dir store.Dir, opts *Options) (Writer, error) {
 		}
 		keys = append(keys, key)
 	}
-	return &writer{bucket: b, place: w, keys: keys}, nil
+	return &writer{bucket: b, place: w, keys: keys, packing: make(chan struct{}, runtime.GOMAXPROCS(0))}, nil
 }
 
 // writer is a bucket that can be written.
@@ -82,6 +83,8 @@ type writer struct {
 	*bucket
 	place writable
 	keys  []archive.SecretKey
+
+	packing chan struct{} // a place for each processor: a compressor takes megabytes, and more at a time are no faster
 }
 
 func (w *writer) Init(ctx context.Context) error {
@@ -122,7 +125,13 @@ func (w *writer) upload(ctx context.Context, info *store.Info, archive func(io.W
 		return nil, err
 	}
 	defer s.discard()
+	select {
+	case w.packing <- struct{}{}:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 	p, err := pack(s.file, w.parameters, info, archive)
+	<-w.packing
 	if err != nil {
 		return nil, err
 	}

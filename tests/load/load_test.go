@@ -1,4 +1,4 @@
-// Package load has many clients work with one daemon at once, and looks what becomes of it.
+// Package load has many clients work with one daemon at once, and looks what becomes of it and how much memory it takes.
 //
 // The daemon is a process of its own, and so is each of the clients (client_test.go), which add, ask and build until their time is over.
 // In the second part a third of them are killed at random moments, and replaced. Afterwards
@@ -8,6 +8,9 @@
 //   - the daemon has no session left, and has never taken more memory than maxMemory.
 //
 // CAIRN_LOAD is how long each part takes, the default is 4s with fewer clients: make load T=1m
+//
+// Beside the many clients there is much at once: an object of CAIRN_LOAD_SIZE MiB (size_test.go) and a closure of CAIRN_LOAD_PATHS objects
+// (paths_test.go) go all ways between two stores that there are. No process may take memory that grows with them, but for the list of the paths.
 package load
 
 import (
@@ -64,14 +67,20 @@ func TestClients(t *testing.T) { newRig(t).part(t, false) }
 // TestKilledClients kills a third of the clients in the middle of what they do.
 func TestKilledClients(t *testing.T) { newRig(t).part(t, true) }
 
-// rig is a store, its daemon and the clients' journals.
+// host is a store and its daemon.
+type host struct {
+	root   string
+	layout disk.Layout
+	daemon *exec.Cmd
+	log    bytes.Buffer
+}
+
+// rig is a host and the clients' journals.
 type rig struct {
-	root, journals string
-	layout         disk.Layout
-	clients        int
-	length         time.Duration
-	daemon         *exec.Cmd
-	log            bytes.Buffer
+	*host
+	journals string
+	clients  int
+	length   time.Duration
 }
 
 func newRig(t *testing.T) *rig {
@@ -85,19 +94,26 @@ func newRig(t *testing.T) *rig {
 		r.clients, r.length = 200, d
 	}
 	dir := tempDir(t)
-	r.root, r.journals = filepath.Join(dir, "r"), filepath.Join(dir, "j")
+	r.host, r.journals = newHost(t, filepath.Join(dir, "r")), filepath.Join(dir, "j")
 	if err := os.Mkdir(r.journals, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	return r
+}
+
+// newHost makes a store and starts its daemon.
+func newHost(t *testing.T, root string, args ...string) *host {
+	t.Helper()
+	h := &host{root: root}
 	var err error
-	if r.layout, err = disk.NewLayout(r.root, nil); err != nil {
+	if h.layout, err = disk.NewLayout(h.root, nil); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := process("daemon", "init", "--root", r.root).CombinedOutput(); err != nil {
+	if out, err := process("daemon", "init", "--root", h.root).CombinedOutput(); err != nil {
 		t.Fatalf("init: %v\n%s", err, out)
 	}
-	r.start(t)
-	return r
+	h.start(t, args...)
+	return h
 }
 
 // tempDir is on memory where there is some.
@@ -126,21 +142,21 @@ func process(as string, args ...string) *exec.Cmd {
 }
 
 // start starts the daemon.
-func (r *rig) start(t *testing.T) {
+func (h *host) start(t *testing.T, args ...string) {
 	t.Helper()
-	r.daemon = process("daemon", "daemon", "--root", r.root)
-	r.daemon.Stderr = &r.log
-	if err := r.daemon.Start(); err != nil {
+	h.daemon = process("daemon", append([]string{"daemon", "--root", h.root}, args...)...)
+	h.daemon.Stderr = &h.log
+	if err := h.daemon.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { r.daemon.Process.Kill() })
+	t.Cleanup(func() { h.daemon.Process.Kill() })
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		if c, err := net.Dial("unix", r.layout.SocketPath); err == nil {
+		if c, err := net.Dial("unix", h.layout.SocketPath); err == nil {
 			c.Close()
 			return
 		}
 	}
-	t.Fatalf("daemon does not listen:\n%s", r.log.String())
+	t.Fatalf("daemon does not listen:\n%s", h.log.String())
 }
 
 // part has the clients work for a time, and then checks everything.
