@@ -56,6 +56,10 @@
 // Whoever removes the directories of the store or of its state wants another store. The next connection waits at the Door while the
 // old server, builder and store are closed, and is served from a new, empty store.
 //
+// # When space is low
+//
+// With the setting min-free the daemon collects garbage by itself (lowspace.go).
+//
 // # Bounds
 //
 // Connections are limited, in all and per user; one request costs at most protocol.MaxRequest
@@ -133,6 +137,8 @@ type Server struct {
 	began    time.Time
 	ids      atomic.Uint64 // of activities
 	memory   atomic.Int64  // MiB that large requests have reserved
+	departed atomic.Uint64 // sessions that have ended
+	low      *lowSpace     // nil: nothing is collected by itself
 
 	ctx    context.Context // of all work; ends with ErrShutdown
 	cancel context.CancelCauseFunc
@@ -158,6 +164,7 @@ func New(s *disk.Store, b *build.Builder, opts *Options) *Server {
 	srv.access = &access{file: srv.opts.ACL, settings: srv.settings, log: srv.log}
 	srv.ctx, srv.cancel = context.WithCancelCause(context.Background())
 	b.ServeInside(srv.serveInside)
+	srv.low = newLowSpace(srv)
 	return srv
 }
 
@@ -312,6 +319,7 @@ func (s *Server) enter(x *session) error {
 }
 
 func (s *Server) leave(x *session) {
+	s.departed.Add(1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.sessions[x] {
@@ -335,12 +343,14 @@ func (s *Server) Drain(ctx context.Context) error {
 	select {
 	case <-done:
 		s.cancel(ErrShutdown)
+		s.low.wait()
 		return nil
 	case <-ctx.Done():
 	}
 	s.cancel(ErrShutdown)
 	s.hangUp()
 	<-done
+	s.low.wait()
 	return context.Cause(ctx)
 }
 

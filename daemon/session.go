@@ -221,6 +221,7 @@ func (x *session) next() (bool, error) {
 		return false, nil
 	}
 	err = x.request(op)
+	x.server.low.nudge()
 	if more := x.done(); err == nil && !more {
 		return false, nil
 	}

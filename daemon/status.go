@@ -39,6 +39,13 @@ func (s *Server) Status(all bool) *protocol.DaemonStatus {
 		Version: s.opts.Version, PID: os.Getpid(), StoreDir: s.store.Dir().String(), Protocol: protocol.Newest.String(),
 		Paths: paths, Durable: s.store.Durable(), Uptime: time.Since(s.began).Seconds(), Sessions: []protocol.Busy{},
 	}
+	if free, err := s.store.Space(); err == nil {
+		st.Space = protocol.Space(free)
+		if free.TotalInodes == 0 {
+			st.Space.Inodes = 0
+		}
+	}
+	st.Automatic = s.low.status()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st.Draining, st.Connections = s.draining, len(s.sessions)

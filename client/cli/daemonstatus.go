@@ -63,6 +63,10 @@ func (e *Env) printStatus(st *protocol.DaemonStatus) error {
 	e.printf("cairn %s, process %d, %s, for %v\n", st.Version, st.PID, state, time.Duration(st.Uptime)*time.Second)
 	e.printf("store: %s, %s\n", st.StoreDir, count(st.Paths, "object"))
 	e.printf("durability: %s\n", durability)
+	e.printf("free: %s of %s%s\n", formatSize(st.Space.Bytes), formatSize(st.Space.TotalBytes), inodesLeft(st.Space))
+	if st.Automatic != nil {
+		e.printf("automatic collection: %s\n", automatic(st.Automatic))
+	}
 	e.printf("clients: %d\n", st.Connections)
 	if len(st.Sessions) == 0 {
 		return nil
@@ -76,4 +80,33 @@ func (e *Env) printStatus(st *protocol.DaemonStatus) error {
 		rows = append(rows, []string{strconv.Itoa(b.UID), strconv.Itoa(b.PID), does, since})
 	}
 	return e.printTable(rows)
+}
+
+func inodesLeft(s protocol.Space) string {
+	if s.TotalInodes == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", %d of %d inodes", s.Inodes, s.TotalInodes)
+}
+
+// automatic says what the daemon does when space is low.
+func automatic(a *protocol.AutoCollection) string {
+	text := fmt.Sprintf("below %s free, until %s are", a.MinFree, a.MaxFree)
+	if a.MaxFree == "0" {
+		text = fmt.Sprintf("below %s free, of all garbage", a.MinFree)
+	}
+	switch {
+	case a.Running:
+		return text + "; running"
+	case a.Last == nil:
+		return text + "; none yet"
+	case a.Error != "":
+		text += "; the last failed: " + stripEscapes(a.Error)
+	default:
+		text += fmt.Sprintf("; %s, the last at %s: %s, %s", count(a.Runs, "run"), a.Last.Format(time.DateTime), count(a.Objects, "object"), formatSize(a.BytesFreed))
+	}
+	if a.Next != nil {
+		text += "; space is still low, next try after " + a.Next.Format(time.TimeOnly)
+	}
+	return text
 }

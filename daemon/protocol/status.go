@@ -1,6 +1,10 @@
 package protocol
 
-import "cairn/archive"
+import (
+	"time"
+
+	"cairn/archive"
+)
 
 // DaemonStatus is what OpStatus answers, as JSON.
 type DaemonStatus struct {
@@ -15,6 +19,30 @@ type DaemonStatus struct {
 	Uptime      float64 `json:"uptimeSeconds"`
 	Draining    bool    `json:"draining"`
 	You         You     `json:"you"`
+
+	Space     Space           `json:"space"`
+	Automatic *AutoCollection `json:"automaticCollection,omitempty"` // nil: min-free is 0
+}
+
+// Space is what is free where the store is.
+type Space struct {
+	Bytes       int64 `json:"bytes"`
+	TotalBytes  int64 `json:"totalBytes"`
+	Inodes      int64 `json:"inodes,omitempty"`
+	TotalInodes int64 `json:"totalInodes,omitempty"` // 0: they are made on demand
+}
+
+// AutoCollection is what the daemon does by itself when space is low.
+type AutoCollection struct {
+	MinFree    string     `json:"minFree"` // settings
+	MaxFree    string     `json:"maxFree"`
+	Running    bool       `json:"running"`
+	Runs       int        `json:"runs"` // since the daemon began
+	Last       *time.Time `json:"last,omitempty"`
+	Objects    int        `json:"objects"` // of the last one, deleted
+	BytesFreed int64      `json:"bytesFreed"`
+	Error      string     `json:"error,omitempty"`
+	Next       *time.Time `json:"next,omitempty"` // not before; set when the last one did not help
 }
 
 // You is who asked, as the daemon knows it.

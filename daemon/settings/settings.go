@@ -83,6 +83,9 @@ type Settings struct {
 	KeepOutputs     bool
 	KeepDerivations bool
 	AutoOptimise    bool
+	MinFree         Amount        // collect when less is free; zero: never by itself
+	MaxFree         Amount        // until so much is free; zero: all of it
+	MinFreeInterval time.Duration // between looks
 
 	// Backups of the database.
 	BackupInterval time.Duration // 0: none
@@ -216,6 +219,8 @@ func (s *Settings) Override(name, text string, trusted bool) (warning string) {
 		return ignored(name, text)
 	case setting == nil:
 		return restricted(name)
+	case setting.Rights == Daemon && setting.Text(s) == text: // the client reads the same file
+		return ""
 	case setting.Rights == Daemon && trusted:
 		return fmt.Sprintf("ignoring the setting '%s', which is the daemon's own; set it in nix.conf", name)
 	case setting.Rights == Anyone || trusted:

@@ -107,7 +107,8 @@ func TestOverride(t *testing.T) {
 		{"sandbox", "false", true, "always in a sandbox"},
 		{"sandbox", "true", true, ""},
 		{"repeat", "1", false, ""},
-		{"min-free", "1", true, ""},
+		{"min-free", "1", true, "is the daemon's own"},
+		{"min-free", "0", true, ""}, // as the daemon has it
 		{"min-free", "1", false, "not a trusted user"},
 		{"no-such", "1", false, "not a trusted user"},
 		{"no-such", "1", true, "does not know"},
@@ -175,4 +176,38 @@ func FuzzApply(f *testing.F) {
 			t.Fatalf("%+v\n%+v", s, again)
 		}
 	})
+}
+
+func TestAmount(t *testing.T) {
+	for _, c := range []struct {
+		text          string
+		bytes, inodes int64 // of 1000 and 200; negative: an error
+	}{
+		{"0", 0, 0},
+		{"500", 500, 0},
+		{"2K", 2048, 0},
+		{"10%", 100, 20},
+		{"0.5%", 5, 1},
+		{"100%", 1000, 200},
+		{"101%", -1, 0},
+		{"-1%", -1, 0},
+		{"NaN%", -1, 0},
+		{"%", -1, 0},
+		{"-5", -1, 0},
+		{"", -1, 0},
+	} {
+		a, err := settings.ParseAmount(c.text)
+		if (err != nil) != (c.bytes < 0) {
+			t.Errorf("%q: error %v", c.text, err)
+		}
+		if err != nil {
+			continue
+		}
+		if b, i := a.Of(1000, 200); b != c.bytes || i != c.inodes {
+			t.Errorf("%q of 1000 bytes and 200 inodes: %d, %d", c.text, b, i)
+		}
+		if again, err := settings.ParseAmount(a.String()); err != nil || again != a {
+			t.Errorf("%q is written as %q", c.text, a)
+		}
+	}
 }

@@ -34,9 +34,12 @@ var table = []Setting{
 	{"keep-going", nil, Anyone, "false", "build what can be built after a failure", func(s *Settings) value { return (*flag)(&s.KeepGoing) }},
 	{"keep-outputs", []string{"gc-keep-outputs"}, Trusted, "false", "live derivations keep their outputs", func(s *Settings) value { return (*flag)(&s.KeepOutputs) }},
 	{"max-build-log-size", []string{"build-max-log-size"}, Trusted, "0", "bytes of log of one build; 0: no limit", func(s *Settings) value { return (*size)(&s.MaxLog) }},
+	{"max-free", nil, Daemon, "0", "where a collection that min-free began ends: bytes, or percent of bytes and inodes; 0: when nothing is left to delete", func(s *Settings) value { return (*amount)(&s.MaxFree) }},
 	{"max-jobs", []string{"build-max-jobs"}, Trusted, "auto", "builds at a time; auto: one per processor", func(s *Settings) value { return (*jobs)(&s.MaxJobs) }},
 	{"max-silent-time", []string{"build-max-silent-time"}, Anyone, "0", "seconds without output; 0: no limit", func(s *Settings) value { return (*seconds)(&s.MaxSilent) }},
 	{"max-substitution-jobs", []string{"substitution-max-jobs"}, Trusted, "16", "downloads at a time", func(s *Settings) value { return (*count)(&s.MaxSubstitutions) }},
+	{"min-free", nil, Daemon, "0", "collect garbage when less is free where the store is: bytes, or percent of bytes and inodes; 0: never", func(s *Settings) value { return (*amount)(&s.MinFree) }},
+	{"min-free-check-interval", nil, Daemon, "5", "seconds between looks at how much is free, besides those that requests cause", func(s *Settings) value { return (*seconds)(&s.MinFreeInterval) }},
 	{"netrc-file", nil, Trusted, "", "credentials for caches; CONFDIR/netrc when not given", func(s *Settings) value { return (*text)(&s.NetrcFile) }},
 	{"post-build-hook", nil, Trusted, "", "program that is run after each build", func(s *Settings) value { return (*text)(&s.PostBuildHook) }},
 	{"require-sigs", nil, Trusted, "true", "take from caches only what is signed by a trusted key, or proves itself", func(s *Settings) value { return (*flag)(&s.RequireSignatures) }},
@@ -63,7 +66,7 @@ var foreign = strings.Fields(`
 	bash-prompt-suffix build-dir build-hook build-poll-interval commit-lockfile-summary debugger-on-trace
 	download-buffer-size download-speed enforce-determinism eval-cache eval-system filter-syscalls flake-registry
 	fsync-metadata fsync-store-paths gc-reserved-space http2 ignore-try ignored-acls impersonate-linux-26 json-log-path
-	keep-env-derivations log-lines max-call-depth max-free min-free min-free-check-interval nar-buffer-size narinfo-cache-negative-ttl
+	keep-env-derivations log-lines max-call-depth nar-buffer-size narinfo-cache-negative-ttl
 	narinfo-cache-positive-ttl nix-path plugin-files poll-interval pre-build-hook preallocate-contents pure-eval reject-flake-config repeat
 	require-drop-supplementary-groups restrict-eval sandbox sandbox-build-dir sandbox-dev-shm-size sandbox-fallback show-trace
 	ssl-cert-file start-id store sync-before-registering tarball-ttl trace-function-calls trace-verbose upgrade-nix-store-path-url

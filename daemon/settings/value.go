@@ -103,6 +103,55 @@ func (z *size) set(s string) error {
 
 func (z *size) String() string { return strconv.FormatInt(int64(*z), 10) }
 
+// Amount is a part of a disk: bytes, or percent of all bytes and of all inodes. The zero value is nothing.
+type Amount struct {
+	Bytes   int64
+	Percent float64
+}
+
+// ParseAmount reads bytes with an optional factor K, M, G or T of 1024, or a number with "%".
+func ParseAmount(s string) (Amount, error) {
+	if digits, ok := strings.CutSuffix(s, "%"); ok {
+		v, err := strconv.ParseFloat(digits, 64)
+		if err != nil || !(v >= 0 && v <= 100) {
+			return Amount{}, fmt.Errorf("%q is not between 0%% and 100%%", s)
+		}
+		return Amount{Percent: v}, nil
+	}
+	var z size
+	if err := z.set(s); err != nil {
+		return Amount{}, err
+	}
+	return Amount{Bytes: int64(z)}, nil
+}
+
+func (a Amount) String() string {
+	if a.Percent > 0 {
+		return strconv.FormatFloat(a.Percent, 'f', -1, 64) + "%"
+	}
+	return strconv.FormatInt(a.Bytes, 10)
+}
+
+// Of returns how many bytes and inodes that is of a disk with so many in all. Bytes say nothing of inodes.
+func (a Amount) Of(bytes, inodes int64) (b, i int64) {
+	if a.Percent == 0 {
+		return a.Bytes, 0
+	}
+	return int64(float64(bytes) * a.Percent / 100), int64(float64(inodes) * a.Percent / 100)
+}
+
+type amount Amount
+
+func (a *amount) set(s string) error {
+	v, err := ParseAmount(s)
+	if err == nil {
+		*a = amount(v)
+	}
+	return err
+}
+
+func (a *amount) String() string { return Amount(*a).String() }
+
 // seconds is a duration in whole seconds.
 type seconds time.Duration
 

@@ -513,6 +513,12 @@ func (s *Store) Dir() store.Dir { return s.layout.Dir }
 // RealPath returns where the object p is.
 func (s *Store) RealPath(p store.Path) string { return s.layout.RealPath(p) }
 
+// Space is what is free on a file system.
+type Space = meta.Space
+
+// Space returns what is free where the objects are.
+func (s *Store) Space() (Space, error) { return meta.Free(s.layout.RealDir) }
+
 // Room reports with ErrNoSpace whether the store or its database is too full for new work.
 func (s *Store) Room() error { return s.room(0) }
 

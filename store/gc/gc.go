@@ -64,6 +64,10 @@ type Options struct {
 	Paths []store.Path
 	// MaxFreed stops the deletion once so many bytes are free; 0 means no limit.
 	MaxFreed int64
+	// Enough is asked between batches, and stops the deletion; nil: only MaxFreed does.
+	Enough func() bool
+	// OlderThan spares what was registered since, and what that refers to; zero: nothing.
+	OlderThan time.Time
 	// DryRun deletes nothing, but the result is what would be deleted, with sizes of archives.
 	DryRun bool
 	// IgnoreRoots deletes Paths though roots keep them. Leases still count. Danger: links are left dangling.
@@ -179,6 +183,9 @@ func (c *collection) mark(ctx context.Context) error {
 	if err := c.extend(c.live, from); err != nil {
 		return err
 	}
+	if err := c.spareYoung(); err != nil {
+		return err
+	}
 	if err := c.disk.Seal(c.live, c.extend); err != nil {
 		return err
 	}
@@ -189,6 +196,30 @@ func (c *collection) mark(ctx context.Context) error {
 		}
 	}
 	return context.Cause(ctx)
+}
+
+// spareYoung keeps what Options.OlderThan says, with what it needs. Only what would go is looked up.
+func (c *collection) spareYoung() error {
+	if c.opts.OlderThan.IsZero() {
+		return nil
+	}
+	var young []uint32
+	for id := range uint32(c.disk.Len()) {
+		if !c.disk.Has(id) || c.live.Has(id) {
+			continue
+		}
+		info, err := c.s.Registered(c.disk.Path(id))
+		if errors.Is(err, store.ErrNotValid) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if info.RegisteredAt >= c.opts.OlderThan.Unix() {
+			young = append(young, id)
+		}
+	}
+	return c.extend(c.live, young)
 }
 
 // extend adds objects and what they keep to the live ones.
@@ -305,7 +336,7 @@ func (c *collection) sweep(ctx context.Context, ids []uint32) error {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		if c.opts.MaxFreed > 0 && c.result.BytesFreed >= c.opts.MaxFreed {
+		if c.enough() {
 			break
 		}
 		batch := ids[done:min(done+c.batch(), len(ids))]
@@ -319,9 +350,14 @@ func (c *collection) sweep(ctx context.Context, ids []uint32) error {
 	return nil
 }
 
+// enough reports whether what was to be freed is.
+func (c *collection) enough() bool {
+	return c.opts.MaxFreed > 0 && c.result.BytesFreed >= c.opts.MaxFreed || c.opts.Enough != nil && c.opts.Enough()
+}
+
 // sweepStrays removes what is no object, unless the collection was to free only so much and has.
 func (c *collection) sweepStrays(ctx context.Context) error {
-	if c.opts.DryRun || c.opts.MaxFreed > 0 && c.result.BytesFreed >= c.opts.MaxFreed {
+	if c.opts.DryRun || c.enough() {
 		return nil
 	}
 	freed, err := c.s.SweepStrays(ctx)
@@ -342,7 +378,7 @@ func (c *collection) sweepLinks(ctx context.Context) error {
 
 // batch returns the size of the next batch: small when there is a limit, so as not to overshoot it.
 func (c *collection) batch() int {
-	if c.opts.MaxFreed > 0 {
+	if c.opts.MaxFreed > 0 || c.opts.Enough != nil {
 		return 32
 	}
 	return batchSize

@@ -30,8 +30,10 @@ const (
 
 // Space is what an ordinary user may still use of a file system.
 type Space struct {
-	Bytes, Inodes           int64 // free; Inodes is math.MaxInt64 where they are made on demand
-	TotalBytes, TotalInodes int64 // in all; TotalInodes is 0 where they are made on demand
+	Bytes       int64 // free
+	TotalBytes  int64
+	Inodes      int64 // free; math.MaxInt64 where they are made on demand
+	TotalInodes int64 // 0 where they are made on demand
 }
 
 // Free returns what is free on the file system of path.

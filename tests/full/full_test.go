@@ -58,6 +58,7 @@ func TestFull(t *testing.T) {
 			t.Run("builds", r.builds)
 			t.Run("other program", r.otherProgram)
 			t.Run("inodes", r.inodes)
+			t.Run("automatic", r.automatic)
 			r.verify(t)
 		})
 	}
@@ -169,9 +170,10 @@ func (r *rig) said() string {
 }
 
 // start starts the daemon and waits until it listens.
-func (r *rig) start(t *testing.T) {
+func (r *rig) start(t *testing.T, args ...string) {
 	t.Helper()
-	r.daemon = r.command(context.Background(), "daemon", "--root", r.root, "--option", "sandbox-paths=/bin/busybox", "--max-jobs", "1")
+	args = append([]string{"daemon", "--root", r.root, "--option", "sandbox-paths=/bin/busybox", "--max-jobs", "1"}, args...)
+	r.daemon = r.command(context.Background(), args...)
 	r.daemon.Stderr = r.log
 	if err := r.daemon.Start(); err != nil {
 		t.Fatal(err)
@@ -186,12 +188,12 @@ func (r *rig) start(t *testing.T) {
 }
 
 // restart kills the daemon and starts it again.
-func (r *rig) restart(t *testing.T) {
+func (r *rig) restart(t *testing.T, args ...string) {
 	t.Helper()
 	r.alive(t)
 	r.daemon.Process.Kill()
 	r.daemon.Wait()
-	r.start(t)
+	r.start(t, args...)
 }
 
 // alive checks that the daemon has not died by itself.
@@ -513,6 +515,51 @@ func (r *rig) inodes(t *testing.T) {
 	_, err := r.add(c, 1)
 	r.refused(t, err)
 	r.cycle(t, c, added)
+}
+
+// automatic lets the daemon make room by itself, many times what the disk holds, and checks that it does
+// not try again and again when it cannot.
+func (r *rig) automatic(t *testing.T) {
+	r.restart(t, "--option", "min-free=50%", "--option", "max-free=65%", "--option", "min-free-check-interval=1")
+	for range 100 {
+		c := r.dial(t)
+		if _, err := r.add(c, 5<<20); err != nil {
+			t.Fatalf("%v\n%s", err, r.said())
+		}
+		c.Close()
+	}
+	st := r.status(t)
+	if a := st.Automatic; a == nil || a.Runs == 0 || a.BytesFreed < 4<<20 || a.Error != "" || a.Next != nil {
+		t.Errorf("after 500 MiB on a disk of %d MiB: %+v\n%s", st.Space.TotalBytes>>20, a, r.said())
+	}
+	c := r.dial(t) // keeps all that it adds
+	defer c.Close()
+	r.valid(t, c, r.kept)
+	var held []store.Path
+	for st = r.status(t); st.Automatic.Next == nil && len(held) < 50; st = r.status(t) {
+		p, err := r.add(c, 5<<20)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, r.said())
+		}
+		held = append(held, p)
+	}
+	runs := r.status(t).Automatic.Runs
+	time.Sleep(2500 * time.Millisecond) // in which it looks twice
+	if a := r.status(t).Automatic; a.Runs != runs || a.Next == nil {
+		t.Errorf("a collection that cannot help was repeated: %d runs, then %+v", runs, a)
+	}
+	r.valid(t, c, held)
+}
+
+func (r *rig) status(t *testing.T) *protocol.DaemonStatus {
+	t.Helper()
+	c := r.dial(t)
+	defer c.Close()
+	st, err := c.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
 }
 
 // verify reads every object of the store.
