@@ -9,7 +9,9 @@ import (
 	"hash"
 	"io"
 	"math"
+	"runtime"
 	"slices"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -87,10 +89,8 @@ func writeBundle(ctx context.Context, w io.Writer, key SecretKey, dir store.Dir,
 		return err
 	}
 	defer p.zstd.Close()
-	for _, info := range infos {
-		if err := p.object(ctx, info, r); err != nil {
-			return err
-		}
+	if err := p.objects(ctx, infos, r); err != nil {
+		return err
 	}
 	out.String(bundleEnd)
 	return out.Flush()
@@ -151,7 +151,10 @@ func (m *match) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// packer writes objects.
+// packAhead is up to which size an object is packed in memory, before its turn.
+const packAhead = 256 << 10
+
+// packer writes objects. Small ones are packed on all cores, a few before their turn.
 type packer struct {
 	out  *wire.Writer
 	zstd *zstd.Encoder
@@ -166,23 +169,117 @@ func newPacker(out *wire.Writer) (*packer, error) {
 	return p, err
 }
 
-func (p *packer) object(ctx context.Context, info *store.Info, r store.Reader) error {
+// packing is an object whose turn comes.
+type packing struct {
+	info *store.Info
+	done chan struct{} // nil when the object is not packed before its turn
+	data []byte
+	err  error
+}
+
+func (p *packer) objects(ctx context.Context, infos []*store.Info, r store.Reader) error {
+	ctx, cancel := context.WithCancel(ctx)
+	cores := runtime.GOMAXPROCS(0)
+	queue := make(chan *packing, 8*cores)
+	encoders := make(chan *zstd.Encoder, cores)
+	for range cores {
+		encoders <- nil
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() {
+		defer close(queue)
+		for _, info := range infos {
+			k := &packing{info: info}
+			if info.NarSize <= packAhead {
+				k.done = make(chan struct{})
+				zstd := <-encoders
+				wg.Go(func() {
+					defer close(k.done)
+					k.data, zstd, k.err = packed(ctx, zstd, info, r)
+					encoders <- zstd
+				})
+			}
+			select {
+			case queue <- k:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	for k := range queue {
+		if err := p.object(ctx, k, r); err != nil {
+			return err
+		}
+	}
+	return context.Cause(ctx)
+}
+
+// packed reads and packs an object in memory. It makes the encoder when there is none, and gives it back.
+func packed(ctx context.Context, e *zstd.Encoder, info *store.Info, r store.Reader) ([]byte, *zstd.Encoder, error) {
+	var nar bytes.Buffer
+	nar.Grow(int(info.NarSize))
+	check := newChecker(&limited{w: &nar, left: info.NarSize})
+	err := r.NAR(ctx, info.Path, check)
+	if err == nil {
+		err = check.compare(info)
+	}
+	if err == nil && e == nil {
+		e, err = newEncoder(nil, 0)
+	}
+	if err != nil {
+		return nil, e, err
+	}
+	return e.EncodeAll(nar.Bytes(), nil), e, nil
+}
+
+// limited keeps no more than was announced; that there was more the checker finds out.
+type limited struct {
+	w    io.Writer
+	left int64
+}
+
+func (l *limited) Write(b []byte) (int, error) {
+	if n := min(int64(len(b)), l.left); n > 0 {
+		l.left -= n
+		if _, err := l.w.Write(b[:n]); err != nil {
+			return 0, err
+		}
+	}
+	return len(b), nil
+}
+
+func (p *packer) object(ctx context.Context, k *packing, r store.Reader) error {
 	p.hash.Reset()
-	p.zstd.Reset(packedWriter{p})
-	check := newChecker(p.zstd)
-	if err := r.NAR(ctx, info.Path, check); err != nil {
-		return err
-	}
-	if err := check.compare(info); err != nil {
-		return err
-	}
-	if err := p.zstd.Close(); err != nil {
+	if err := p.contents(ctx, k, r); err != nil {
 		return err
 	}
 	p.send()
 	p.put(0)
 	p.out.Write(p.hash.Sum(nil))
 	return p.out.Err()
+}
+
+// contents writes the packed bytes of an object.
+func (p *packer) contents(ctx context.Context, k *packing, r store.Reader) error {
+	if k.done != nil {
+		<-k.done
+		if k.err != nil {
+			return k.err
+		}
+		_, err := packedWriter{p}.Write(k.data)
+		return err
+	}
+	p.zstd.Reset(packedWriter{p})
+	check := newChecker(p.zstd)
+	if err := r.NAR(ctx, k.info.Path, check); err != nil {
+		return err
+	}
+	if err := check.compare(k.info); err != nil {
+		return err
+	}
+	return p.zstd.Close()
 }
 
 // packedWriter takes packed bytes and frames them.

@@ -12,6 +12,7 @@ import (
 
 	"cairn/archive/nar"
 	"cairn/store"
+	"cairn/store/failpoint"
 	"cairn/store/meta"
 )
 
@@ -69,7 +70,7 @@ type bulk struct {
 
 type bulkItem struct {
 	Archive
-	temp   string // where its tree is; empty when it is not
+	temp   string // where its tree is
 	object *pending
 }
 
@@ -104,7 +105,10 @@ func (b *bulk) unpack() error {
 	var next atomic.Int64
 	work := func() {
 		for i := int(next.Add(1)) - 1; i < len(b.items); i = int(next.Add(1)) - 1 {
-			errs[i] = b.s.unpack(b.items[i])
+			it := b.items[i]
+			info := *it.Info // its size may not be known
+			it.Info, it.temp = &info, b.s.temp()
+			errs[i] = b.s.unpack(it.Info, it.NAR, it.temp)
 		}
 	}
 	var wg sync.WaitGroup
@@ -133,38 +137,38 @@ func (b *bulk) unpack() error {
 // drop removes trees that are not renamed.
 func drop(items []*bulkItem) {
 	for _, it := range items {
-		if it.temp != "" {
-			removeTree(it.temp)
-		}
+		removeTree(it.temp)
 	}
 }
 
-// unpack checks an archive and makes its tree.
-func (s *Store) unpack(it *bulkItem) error {
-	info := *it.Info // its size may not be known
-	it.Info = &info
-	sum := sha256.Sum256(it.NAR)
+// unpack checks an archive that is in memory and makes its tree at temp. When it fails it leaves none.
+func (s *Store) unpack(info *store.Info, archive []byte, temp string) (err error) {
+	failpoint.Hit("disk/add/received")
+	sum := sha256.Sum256(archive)
 	if !bytes.Equal(sum[:], info.NarHash.Bytes()) {
 		return fmt.Errorf("nar has %s, announced was %s: %w", store.NewHash(store.SHA256, sum[:]), info.NarHash, store.ErrHashMismatch)
 	}
-	if size := int64(len(it.NAR)); info.NarSize != 0 && size != info.NarSize {
+	if size := int64(len(archive)); info.NarSize != 0 && size != info.NarSize {
 		return fmt.Errorf("nar has %d bytes, announced were %d: %w", size, info.NarSize, store.ErrHashMismatch)
 	}
-	info.NarSize = int64(len(it.NAR))
-	check := newContentCheck(&info)
+	info.NarSize = int64(len(archive))
+	check := newContentCheck(info)
 	for _, w := range check.writers() {
-		w.Write(it.NAR)
+		w.Write(archive)
 	}
-	temp := s.temp()
-	r := bytes.NewReader(it.NAR)
+	r := bytes.NewReader(archive)
 	if err := nar.RestoreAt(r, int(s.dir.Fd()), filepath.Base(temp), nil); err != nil {
 		return err
 	}
-	it.temp = temp
 	if r.Len() != 0 {
-		return fmt.Errorf("%d bytes follow the archive: %w", r.Len(), nar.ErrFormat)
+		err = fmt.Errorf("%d bytes follow the archive: %w", r.Len(), nar.ErrFormat)
+	} else {
+		err = check.verify(info, temp)
 	}
-	return check.verify(&info, temp)
+	if err != nil {
+		removeTree(temp)
+	}
+	return err
 }
 
 func (b *bulk) commit() error {
@@ -177,7 +181,9 @@ func (b *bulk) commit() error {
 	}
 	err := b.s.commit(objects)
 	if err != nil {
-		drop(b.items)
+		for _, p := range objects {
+			p.drop()
+		}
 		err = fmt.Errorf("add %d paths, %s and others: %w", len(objects), objects[0].path, noSpace(err))
 	}
 	return err

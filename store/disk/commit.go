@@ -27,6 +27,13 @@ type pending struct {
 	placed bool        // renamed to its final name
 }
 
+// drop removes the tree of an object that was not committed.
+func (p *pending) drop() {
+	if !p.placed {
+		removeTree(p.temp)
+	}
+}
+
 // addition is objects that become valid together, references first, and who waits for it.
 // The caller holds the keyed locks of all, and their references.
 type addition struct {

@@ -4,6 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"runtime"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
 
 	"cairn/archive/nar"
 	"cairn/store"
@@ -11,24 +15,35 @@ import (
 )
 
 // Import is a set of objects that are received one by one and become valid together, or not at all:
-// until Commit nothing of it can be seen. It is for one goroutine.
+// until Commit nothing of it can be seen. It is for one goroutine; small objects are unpacked by others.
 type Import struct {
 	s       *Store
 	outputs []Output
 	seen    map[store.Path]bool
 	again   bool
+	unpack  errgroup.Group // of small objects
+	failed  atomic.Bool    // one of them is wrong
 }
 
+// smallArchive is up to which size an archive is kept in memory until it is unpacked.
+const smallArchive = 256 << 10
+
 // Import begins an import, which must be closed.
-func (s *Store) Import() *Import { return &Import{s: s, seen: map[store.Path]bool{}} }
+func (s *Store) Import() *Import {
+	i := &Import{s: s, seen: map[store.Path]bool{}}
+	i.unpack.SetLimit(2 * runtime.GOMAXPROCS(0))
+	return i
+}
 
 // ImportAgain begins an import of objects that are registered, whose files Commit replaces (see Replace) one by one.
 func (s *Store) ImportAgain() *Import {
-	return &Import{s: s, seen: map[store.Path]bool{}, again: true}
+	i := s.Import()
+	i.again = true
+	return i
 }
 
 // Add reads exactly one NAR, checks it against info as Store.Add does, and puts it aside.
-// References need not be there before Commit.
+// References need not be there before Commit. What is wrong with a small object may be an error of a later call, at the latest of Commit.
 func (i *Import) Add(ctx context.Context, info *store.Info, r io.Reader) error {
 	if err := i.add(ctx, info, r); err != nil {
 		return fmt.Errorf("import %s: %w", info.Path, noSpace(err))
@@ -45,19 +60,54 @@ func (i *Import) add(ctx context.Context, info *store.Info, r io.Reader) error {
 		return err
 	}
 	mine, temp := *info, i.s.temp()
+	if 0 < info.NarSize && info.NarSize <= smallArchive {
+		return i.addSmall(&mine, temp, r)
+	}
 	if err := i.s.receive(ctx, &mine, temp, r); err != nil {
 		removeTree(temp)
 		return err
 	}
 	failpoint.Hit("disk/import/received")
+	i.putAside(&mine, temp)
+	return nil
+}
+
+func (i *Import) putAside(info *store.Info, temp string) {
 	i.seen[info.Path] = true
-	i.outputs = append(i.outputs, Output{Info: &mine, TempPath: temp})
+	i.outputs = append(i.outputs, Output{Info: info, TempPath: temp, sealed: true})
+}
+
+// addSmall reads an archive and leaves the rest to another goroutine.
+func (i *Import) addSmall(info *store.Info, temp string, r io.Reader) error {
+	if i.failed.Load() {
+		return i.unpack.Wait()
+	}
+	if err := i.s.Room(); err != nil {
+		return err
+	}
+	archive := make([]byte, info.NarSize)
+	if _, err := io.ReadFull(r, archive); err != nil {
+		return err
+	}
+	i.putAside(info, temp)
+	i.unpack.Go(func() error {
+		err := i.s.unpack(info, archive, temp)
+		failpoint.Hit("disk/import/received")
+		if err != nil {
+			i.failed.Store(true)
+			return fmt.Errorf("import %s: %w", info.Path, noSpace(err))
+		}
+		return nil
+	})
 	return nil
 }
 
 // Commit makes all objects valid. A set too large for one transaction becomes valid in several, references
 // first.
 func (i *Import) Commit(ctx context.Context) error {
+	if err := i.unpack.Wait(); err != nil {
+		return err
+	}
 	if i.again {
 		return i.replace(ctx)
 	}
@@ -80,6 +130,7 @@ func (i *Import) replace(ctx context.Context) error {
 
 // Close drops what was not committed.
 func (i *Import) Close() {
+	i.unpack.Wait()
 	for _, o := range i.outputs {
 		removeTree(o.TempPath)
 	}

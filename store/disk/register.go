@@ -16,6 +16,7 @@ import (
 type Output struct {
 	Info     *store.Info
 	TempPath string // where the tree is; gone when Register returns nil
+	sealed   bool   // it is canonical, and has a temporary name of ours
 }
 
 // Register makes outputs valid, all at once. Their hashes are taken as given: whoever made them has
@@ -61,7 +62,7 @@ func (s *Store) register(ctx context.Context, outputs []Output) error {
 		}
 		defer release()
 		if p != nil {
-			defer removeTree(p.temp)
+			defer p.drop()
 			objects = append(objects, p)
 		}
 	}
@@ -96,15 +97,18 @@ func (a *adoption) adopt(o Output) (*pending, func(), error) {
 	if err != nil {
 		return nil, nothing, err
 	}
-	temp := s.temp()
-	if err := moveTree(o.TempPath, temp); err != nil {
-		release()
-		return nil, nothing, err
+	temp := o.TempPath
+	if !o.sealed {
+		temp = s.temp()
+		if err := moveTree(o.TempPath, temp); err != nil {
+			release()
+			return nil, nothing, err
+		}
+		failpoint.Hit("disk/register/moved")
 	}
-	failpoint.Hit("disk/register/moved")
 	a.staged[o.Info.Path] = temp
 	p, err := s.pending(o.Info, temp, a.hashes)
-	if err == nil {
+	if err == nil && !o.sealed {
 		err = canonicalise(temp)
 		failpoint.Hit("disk/register/canonical")
 	}
