@@ -43,8 +43,15 @@ import (
 // ErrAlive says that a path cannot be deleted because a root keeps it; the text names the root.
 var ErrAlive = errors.New("path is alive")
 
-// batchSize is how many objects are deleted in one transaction.
+// batchSize is how many objects are deleted together at most.
 const batchSize = 1000
+
+// A batch of objects with many files is made smaller until it takes about as long as this, so that an interruption is heeded, a limit not overshot
+// by much, and progress seen.
+const (
+	slowBatch = 400 * time.Millisecond
+	fastBatch = 100 * time.Millisecond
+)
 
 // Action says what a collection does, with the numbers of the worker protocol.
 type Action uint8
@@ -79,7 +86,7 @@ type Options struct {
 	KeepOutputs bool
 	// NoProcesses leaves running processes out of the roots. Danger: programs in use may be deleted.
 	NoProcesses bool
-	// Progress is called now and then, and must return soon; nil is allowed.
+	// Progress is called at least each second, by one goroutine at a time, and must return soon; nil is allowed.
 	Progress func(Event)
 }
 
@@ -114,7 +121,12 @@ type Result struct {
 
 // Collect does what opts says.
 func Collect(ctx context.Context, s *disk.Store, opts Options) (Result, error) {
-	c := &collection{s: s, opts: opts, start: time.Now()}
+	if opts.Progress != nil {
+		r := newReporter(opts.Progress)
+		defer r.close()
+		opts.Progress = r.tell
+	}
+	c := &collection{s: s, opts: opts, start: time.Now(), size: batchSize}
 	if err := c.run(ctx); err != nil {
 		return c.result, fmt.Errorf("collect garbage: %w", err)
 	}
@@ -125,6 +137,7 @@ type collection struct {
 	s      *disk.Store
 	opts   Options
 	start  time.Time
+	size   int // of the next batch
 	result Result
 
 	disk  *disk.Collection
@@ -339,10 +352,11 @@ func (c *collection) sweep(ctx context.Context, ids []uint32) error {
 		if c.enough() {
 			break
 		}
-		batch := ids[done:min(done+c.batch(), len(ids))]
+		batch, began := ids[done:min(done+c.batch(), len(ids))], time.Now()
 		if err := c.delete(batch); err != nil {
 			return err
 		}
+		c.size = pace(c.size, time.Since(began))
 		failpoint.Hit("gc/sweep/batch")
 		done += len(batch)
 		c.swept(done, len(ids), begin)
@@ -379,9 +393,20 @@ func (c *collection) sweepLinks(ctx context.Context) error {
 // batch returns the size of the next batch: small when there is a limit, so as not to overshoot it.
 func (c *collection) batch() int {
 	if c.opts.MaxFreed > 0 || c.opts.Enough != nil {
-		return 32
+		return min(32, c.size)
 	}
-	return batchSize
+	return c.size
+}
+
+// pace returns the size of the batch after one of a size that took so long.
+func pace(size int, took time.Duration) int {
+	switch {
+	case took > slowBatch:
+		return max(1, size/2)
+	case took < fastBatch:
+		return min(batchSize, size*2)
+	}
+	return size
 }
 
 func (c *collection) delete(batch []uint32) error {
