@@ -473,7 +473,10 @@ func (s *Store) discard(path string) error {
 func (s *Store) toTrash(path string) (string, error) {
 	to := filepath.Join(s.layout.RealDir, trashName, s.start+fmt.Sprint(s.names.Add(1)))
 	err := os.Rename(path, to)
-	if errors.Is(err, os.ErrNotExist) {
+	for range 100 { // whoever finds the trash empty removes it
+		if !errors.Is(err, os.ErrNotExist) || !exists(path) {
+			break
+		}
 		if err = makeDir(filepath.Dir(to), 0o700); err == nil {
 			err = os.Rename(path, to)
 		}
@@ -484,6 +487,11 @@ func (s *Store) toTrash(path string) (string, error) {
 		}
 	}
 	return to, err
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // temp returns a new name in the store directory.
