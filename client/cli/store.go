@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"strconv"
@@ -155,7 +156,7 @@ another question, which 'cairn gc --why' answers.`,
 	return cmd
 }
 
-// printPaths writes one path per line, or a JSON list.
+// printPaths writes one path per line, many lines at once, or a JSON list.
 func (e *Env) printPaths(asJSON bool, list []store.Path) error {
 	if asJSON {
 		if list == nil {
@@ -163,10 +164,11 @@ func (e *Env) printPaths(asJSON bool, list []store.Path) error {
 		}
 		return e.printJSON(list)
 	}
+	w := bufio.NewWriterSize(e.Stdout, 64<<10)
 	for _, p := range list {
-		e.printf("%s\n", p)
+		fmt.Fprintln(w, p)
 	}
-	return nil
+	return w.Flush()
 }
 
 func newStoreDumpCmd(env *Env) *cobra.Command {

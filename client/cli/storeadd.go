@@ -122,8 +122,8 @@ func (a *adder) flush(ctx context.Context) error {
 	files := a.small
 	a.small = nil
 	paths, err := a.s.AddFiles(ctx, files)
-	for _, p := range paths {
-		a.env.printf("%s\n", p)
+	if printed := a.env.printPaths(false, paths); err == nil {
+		err = printed
 	}
 	return err
 }

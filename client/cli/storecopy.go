@@ -221,9 +221,13 @@ func (o *storeCopyOptions) print(env *Env, c *copied) error {
 		return env.printJSON(c)
 	}
 	var size int64
-	for _, obj := range c.Objects {
-		env.printf("%s\n", obj.Path)
+	paths := make([]store.Path, len(c.Objects))
+	for i, obj := range c.Objects {
+		paths[i] = obj.Path
 		size += obj.NarSize
+	}
+	if err := env.printPaths(false, paths); err != nil {
+		return err
 	}
 	verb := "copied"
 	if o.dryRun {

@@ -178,12 +178,17 @@ func runStoreQuery(ctx context.Context, env *Env, s *session, q *question, asJSO
 			return err
 		}
 		answers[p.String()] = append([]store.Path{}, list...)
+		if asJSON {
+			continue
+		}
 		list = slices.DeleteFunc(slices.Clone(list), func(p store.Path) bool { return seen[p] })
-		for _, p := range list {
-			seen[p] = true
-			if !asJSON {
-				env.printf("%s\n", p)
+		if len(paths) > 1 {
+			for _, p := range list {
+				seen[p] = true
 			}
+		}
+		if err := env.printPaths(false, list); err != nil {
+			return err
 		}
 	}
 	if asJSON {
