@@ -429,6 +429,7 @@ func (s *Store) delete(nodes []*node, choose func([]*node) []*node) ([]Deleted, 
 		s.graph.mu.Lock()
 		s.graph.restore(left)
 		s.graph.mu.Unlock()
+		s.clean.Store(nil) // the others are strays
 		return nil, err
 	}
 	failpoint.Hit("disk/delete/rows")

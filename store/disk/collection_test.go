@@ -191,8 +191,10 @@ func TestFailedDeletion(t *testing.T) {
 		t.Fatal(got)
 	}
 	disk.BreakDatabase(s)
-	if _, err := s.Delete(t.Context(), []store.Path{a, b}); err == nil {
-		t.Fatal("deleted without a database")
+	for _, paths := range [][]store.Path{{a, b}, {b}} {
+		if _, err := s.Delete(t.Context(), paths); err == nil {
+			t.Fatal("deleted without a database")
+		}
 	}
 	if !s.IsValid(a) || !s.IsValid(b) {
 		t.Error("not valid after a failed deletion")
