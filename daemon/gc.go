@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"time"
 
 	"cairn/archive"
 	"cairn/daemon/protocol"
+	"cairn/daemon/settings"
 	"cairn/store"
 	"cairn/store/disk"
 	"cairn/store/gc"
@@ -236,7 +238,7 @@ func (x *session) collectWith(ctx context.Context, opts gc.Options) (*protocol.G
 	opts.DropDerivations, opts.KeepOutputs = !x.set.KeepDerivations, x.set.KeepOutputs
 	opts.Progress = func(e gc.Event) {
 		x.tunnel.send(&protocol.Message{Kind: protocol.KindResult, ID: id, Result: protocol.ResSetPhase, Fields: []protocol.Field{protocol.Text(string(e.Phase))}})
-		x.tunnel.send(&protocol.Message{Kind: protocol.KindResult, ID: id, Result: protocol.ResProgress, Fields: numbers(e.Done, e.Total, 0, 0)})
+		x.tunnel.send(&protocol.Message{Kind: protocol.KindResult, ID: id, Result: protocol.ResProgress, Fields: numbers(e.Done, e.Total, 0, 0, int(e.Bytes), int(e.Left/time.Second))})
 	}
 	r, err := gc.Collect(ctx, x.server.store, opts)
 	if err != nil {
@@ -272,11 +274,47 @@ func (x *session) collect(ctx context.Context, request string) (reply, error) {
 	if len(q.Paths) > 0 {
 		opts.Action, opts.Paths = gc.DeleteSpecific, q.Paths
 	}
+	if q.OlderThan != 0 {
+		opts.OlderThan = time.Unix(q.OlderThan, 0)
+	}
+	if q.DryRun {
+		opts.WithoutLinks = q.WithoutLinks
+	}
+	if err := x.untilFree(&opts, q.Free); err != nil {
+		return nil, fmt.Errorf("collect garbage: %w", err)
+	}
 	r, err := x.collectWith(ctx, opts)
 	if err != nil {
 		return nil, err
 	}
 	return replyJSON(r)
+}
+
+// untilFree stops a collection when so much is free. A dry run frees nothing, so that what is missing now is its limit.
+func (x *session) untilFree(opts *gc.Options, want string) error {
+	if want == "" {
+		return nil
+	}
+	amount, err := settings.ParseAmount(want)
+	if err != nil {
+		return err
+	}
+	free, err := x.server.store.Space()
+	if err != nil {
+		return err
+	}
+	enough := func() bool {
+		now, err := x.server.store.Space()
+		return err == nil && !below(now, amount)
+	}
+	opts.Enough = enough
+	if missing, _ := amount.Of(free.TotalBytes, 0); opts.DryRun && below(free, amount) {
+		opts.Enough = nil
+		if missing -= free.Bytes; missing > 0 && (opts.MaxFreed == 0 || missing < opts.MaxFreed) {
+			opts.MaxFreed = missing
+		}
+	}
+	return nil
 }
 
 // gcWhy answers with chains; whose process or lease it is, only who may inspect learns.

@@ -428,18 +428,36 @@
 // below gcroots, work that is running, and what running processes use. Building and
 // adding go on meanwhile, and what they need stays.
 //
-// Old generations of a system are roots: 'cairn system delete-generations' first.
+// Old generations of a profile are roots. With -d all but the current one are deleted
+// first, of every profile that you may change: all of them for root. With --keep-last,
+// --keep-days or --delete-generations-older-than, those that none of these options
+// keeps. The current generation always stays, as do the systems that run and were booted,
+// and, of the generations older than an age, the one that was current then.
 //
-//	cairn gc [--dry-run] [--max-freed SIZE] | --why PATH | --roots [flags]
+// --older-than is about objects: what was added since stays, with what it refers to.
+//
+// The daemon collects by itself when its setting min-free says so ('cairn daemon status').
+//
+//	cairn gc [--dry-run] [-d | --keep-last N | --keep-days N] [--free SIZE] | --why PATH | --roots [flags]
+//	  -d, --delete-generations     first delete all generations but the current ones
+//	  --delete-generations-older-than AGE first delete those that were not current since AGE ago
 //	  -n, --dry-run                only list what would be deleted
+//	  --free SIZE                  stop when SIZE, or a part such as 20%, is free where the store is
 //	  --json                       print JSON
+//	  --keep-days N                first delete generations, but keep those of the last N days
+//	  --keep-last N                first delete generations, but keep the last N of each profile
 //	  --max-freed SIZE             stop after SIZE, for example 2G
+//	  --older-than AGE             only objects added longer ago than AGE, for example 7d
+//	  -q, --quiet                  print neither progress nor what is deleted
 //	  --roots                      list the roots
 //	  --why PATH                   print the chains from roots to PATH
 //
 // For example:
 //
 //	cairn gc --dry-run
+//	cairn gc -d
+//	cairn gc --keep-last 5 --keep-days 30
+//	cairn gc --free 20% --older-than 7d
 //	cairn gc --max-freed 2G
 //	cairn gc --why /cairn/store/f2ib…-hello
 //

@@ -81,6 +81,12 @@ type GCRequest struct {
 	DryRun   bool         `json:"dryRun,omitempty"`
 	MaxFreed int64        `json:"maxFreed,omitempty"` // bytes; 0: no limit
 	Paths    []store.Path `json:"paths,omitempty"`    // only these
+	// Free stops the deletion when so much is free where the store is: bytes as settings write them, or "20%" of bytes and inodes.
+	Free string `json:"free,omitempty"`
+	// OlderThan spares what was registered at that time, in seconds since 1970, or later; 0: nothing.
+	OlderThan int64 `json:"olderThan,omitempty"`
+	// WithoutLinks are roots that a dry run takes for deleted.
+	WithoutLinks []string `json:"withoutLinks,omitempty"`
 }
 
 // GCResult is what OpCollectGarbage2 answers, as JSON.

@@ -77,6 +77,8 @@ type Options struct {
 	OlderThan time.Time
 	// DryRun deletes nothing, but the result is what would be deleted, with sizes of archives.
 	DryRun bool
+	// WithoutLinks are names of links that keep nothing. For dry runs: what would go if they were deleted.
+	WithoutLinks []string
 	// IgnoreRoots deletes Paths though roots keep them. Leases still count. Danger: links are left dangling.
 	IgnoreRoots bool
 	// DropDerivations lets derivations go whose outputs are live; by default a live
@@ -185,6 +187,9 @@ func (c *collection) mark(ctx context.Context) error {
 			return err
 		}
 		for _, r := range roots {
+			if slices.Contains(c.opts.WithoutLinks, r.Link) {
+				continue
+			}
 			if id, ok := c.disk.Find(r.Target); ok {
 				from = append(from, id)
 				c.result.Roots++

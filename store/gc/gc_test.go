@@ -1,6 +1,7 @@
 package gc_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha1"
 	"errors"
@@ -465,5 +466,26 @@ func TestStraysAreCollected(t *testing.T) {
 		if _, err := os.Lstat(name); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestOlderThan: what is young stays, and what it refers to, however old that is.
+func TestOlderThan(t *testing.T) {
+	s := newRig(t).Store
+	add := func(name string, age time.Duration, refs ...store.Path) store.Path {
+		archive := storetest.File(name + fmt.Sprint(refs))
+		info := storetest.Source(s.Dir(), name, archive, refs...)
+		info.RegisteredAt = time.Now().Add(-age).Unix()
+		if err := s.Add(t.Context(), info, bytes.NewReader(archive)); err != nil {
+			t.Fatal(err)
+		}
+		return info.Path
+	}
+	needed := add("needed", 48*time.Hour)
+	add("young", 0, needed)
+	old := add("old", 48*time.Hour)
+	r, err := gc.Collect(t.Context(), s, gc.Options{Action: gc.DeleteDead, OlderThan: time.Now().Add(-24 * time.Hour), NoProcesses: true})
+	if err != nil || !slices.Equal(r.Paths, []store.Path{old}) {
+		t.Errorf("deleted %v (%v), want only %s", r.Paths, err, old)
 	}
 }
