@@ -16,7 +16,8 @@ import (
 //	number with a condition  → its error if an argument says so
 //	anything else            → allow
 //
-// Numbers are found by bisection: the kernel runs the filter for each number when it is installed, to know those that are always allowed.
+// Numbers are found by bisection: the kernel runs the filter for each number when it is installed, to know those that are always allowed,
+// and compiles it, for each builder.
 //
 // A rule that can be circumvented by a newer call (clone3, openat2, fchmodat2, io_uring) has that call
 // answer "no such system call", so that C libraries fall back to the older one.
@@ -135,19 +136,43 @@ func (t table) compile() []unix.SockFilter {
 	if t.limit != 0 {
 		code = append(code, jump(unix.BPF_JGE, t.limit, 0, 1), ret(retKill))
 	}
-	rules := slices.SortedFunc(slices.Values(t.rules), func(a, b rule) int { return cmp.Compare(a.number, b.number) })
-	return append(code, bisect(rules)...)
+	return append(code, bisect(t.runs())...)
 }
 
-// bisect returns the tests of rules that are sorted by number, each once.
-func bisect(rules []rule) []unix.SockFilter {
-	if len(rules) == 1 {
-		body := rules[0].compile()
-		return append(append([]unix.SockFilter{jump(unix.BPF_JEQ, rules[0].number, 0, len(body))}, body...), ret(retAllow))
+// run is rules for consecutive numbers that always refuse with the same error, or a single rule.
+type run struct {
+	rule
+	last uint32
+}
+
+// runs returns the rules sorted by number, each number once.
+func (t table) runs() []run {
+	var list []run
+	for _, r := range slices.SortedFunc(slices.Values(t.rules), func(a, b rule) int { return cmp.Compare(a.number, b.number) }) {
+		if n := len(list) - 1; n >= 0 && list[n].when == always && r.when == always && list[n].errno == r.errno && list[n].last+1 == r.number {
+			list[n].last = r.number
+			continue
+		}
+		list = append(list, run{r, r.number})
 	}
-	middle := len(rules) / 2
-	above, below := bisect(rules[middle:]), bisect(rules[:middle])
-	return slices.Concat([]unix.SockFilter{jump(unix.BPF_JGE, rules[middle].number, 0, len(above))}, above, below)
+	return list
+}
+
+// bisect returns the tests of sorted runs.
+func bisect(runs []run) []unix.SockFilter {
+	if len(runs) == 1 {
+		r := runs[0]
+		body := append(r.compile(), ret(retAllow))
+		allow := len(body) - 1
+		test := []unix.SockFilter{jump(unix.BPF_JEQ, r.number, 0, allow)}
+		if r.last > r.number {
+			test = []unix.SockFilter{jump(unix.BPF_JGE, r.number, 0, allow+1), jump(unix.BPF_JGT, r.last, allow, 0)}
+		}
+		return append(test, body...)
+	}
+	middle := len(runs) / 2
+	above, below := bisect(runs[middle:]), bisect(runs[:middle])
+	return slices.Concat([]unix.SockFilter{jump(unix.BPF_JGE, runs[middle].number, 0, len(above))}, above, below)
 }
 
 // filter returns the whole program.

@@ -35,6 +35,8 @@ func evaluate(t *testing.T, code []unix.SockFilter, arch, number uint32, args [6
 			branch(acc == c.K)
 		case unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K:
 			branch(acc >= c.K)
+		case unix.BPF_JMP | unix.BPF_JGT | unix.BPF_K:
+			branch(acc > c.K)
 		case unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K:
 			branch(acc&c.K != 0)
 		case unix.BPF_JMP | unix.BPF_JA:
