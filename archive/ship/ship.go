@@ -1,17 +1,22 @@
 // Package ship brings closures from one store to another.
 //
-//	closure of the roots ──► one question: which of these are missing? ──► one signed bundle of those, streamed
+//	closure of the roots ──► one question: which of these are missing? ──► signed bundles of those, streamed
 //
 // The whole closure is asked about in one round trip; what the other side has never travels. The bundle
 // (package archive) is made and signed by the source's daemon, read and verified by the sink's, and
-// passes through here as a stream of which nothing is kept: memory does not grow with the closure.
-// The sink makes all objects visible or none.
+// passes through here as a stream of which nothing is kept: memory does not grow with the objects, and the time that a
+// distance costs not with their number.
+//
+// Most cargoes are one bundle, whose objects the sink makes visible all or none. A larger one is several, up to 20,000
+// objects or about 1 GiB each, because each has a list of limited size, and so that what has arrived stays when the
+// connection ends: the next attempt asks again and sends the rest. References come first, so that what is visible is
+// always complete; the roots come last.
 //
 // What is shipped twice at the same time is imported twice; the second import changes nothing.
-// A bundle that was cut off starts again: there is no resume yet.
 package ship
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,6 +45,30 @@ type Cargo struct {
 	Total   int          // objects of the closure
 	Missing []store.Path // references first
 	NarSize int64        // of the missing ones, unpacked
+
+	sizes map[store.Path]int64
+	most  int // objects of a bundle; 0: bundleObjects
+}
+
+// Limits of a bundle. The second is passed by one object at most.
+const (
+	bundleObjects = 20_000
+	bundleBytes   = 1 << 30
+)
+
+// bundles splits what is missing.
+func (c *Cargo) bundles() [][]store.Path {
+	var list [][]store.Path
+	most := cmp.Or(c.most, bundleObjects)
+	begin, size := 0, int64(0)
+	for i, p := range c.Missing {
+		if i > begin && (i-begin == most || size >= bundleBytes) {
+			list = append(list, c.Missing[begin:i])
+			begin, size = i, 0
+		}
+		size += c.sizes[p]
+	}
+	return append(list, c.Missing[begin:])
 }
 
 // Result counts what travelled.
@@ -72,7 +101,7 @@ func Load(ctx context.Context, from Source, to Sink, roots []store.Path) (*Cargo
 		}
 		lacks[p] = true
 	}
-	c := &Cargo{Total: len(paths)}
+	c := &Cargo{Total: len(paths), sizes: sizes}
 	for _, p := range paths {
 		if lacks[p] {
 			c.Missing = append(c.Missing, p)
@@ -82,16 +111,34 @@ func Load(ctx context.Context, from Source, to Sink, roots []store.Path) (*Cargo
 	return c, nil
 }
 
-// Send ships what Load found missing. Progress, when not nil, is told the bytes sent so far.
+// Send ships what Load found missing. Progress, when not nil, is told the bytes sent so far. With an error the result
+// counts what has arrived nevertheless.
 func Send(ctx context.Context, from Source, to Sink, c *Cargo, progress func(int64)) (Result, error) {
 	r := Result{Total: c.Total}
 	if len(c.Missing) == 0 {
 		return r, nil
 	}
+	for _, paths := range c.bundles() {
+		before := r.Bytes
+		n, err := send(ctx, from, to, paths, func(n int64) {
+			if progress != nil {
+				progress(before + n)
+			}
+		})
+		if err != nil {
+			return r, fmt.Errorf("ship %d objects: %w", len(paths), err)
+		}
+		r.Objects, r.Bytes = r.Objects+len(paths), r.Bytes+n
+	}
+	return r, nil
+}
+
+// send ships one bundle and returns its size.
+func send(ctx context.Context, from Source, to Sink, paths []store.Path, progress func(int64)) (int64, error) {
 	pr, pw := io.Pipe()
 	exported := make(chan error, 1)
 	go func() {
-		err := from.ExportBundle(ctx, c.Missing, false, pw)
+		err := from.ExportBundle(ctx, paths, false, pw)
 		pw.CloseWithError(err)
 		exported <- err
 	}()
@@ -103,13 +150,9 @@ func Send(ctx context.Context, from Source, to Sink, c *Cargo, progress func(int
 	}
 	pr.CloseWithError(stopped)
 	if e := <-exported; e != nil && !errors.Is(e, errStopped) {
-		return r, fmt.Errorf("ship %d objects: %w", len(c.Missing), e)
+		return 0, e
 	}
-	if err != nil {
-		return r, fmt.Errorf("ship %d objects: %w", len(c.Missing), err)
-	}
-	r.Objects, r.Bytes = len(c.Missing), in.n.Load()
-	return r, nil
+	return in.n.Load(), err
 }
 
 // errStopped is what the exporting side sees when the importing side wants no more.
@@ -134,7 +177,7 @@ type counter struct {
 func (c *counter) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	total := c.n.Add(int64(n))
-	if c.progress != nil && n > 0 {
+	if n > 0 {
 		c.progress(total)
 	}
 	return n, err

@@ -193,6 +193,50 @@ func TestCut(t *testing.T) {
 	}
 }
 
+// dying imports one bundle, and then the line is dead.
+type dying struct {
+	*side
+	imported int
+}
+
+func (d *dying) ImportBundle(ctx context.Context, r io.Reader) ([]store.Path, error) {
+	if d.imported++; d.imported == 2 {
+		return nil, errCut
+	}
+	return d.side.ImportBundle(ctx, r)
+}
+
+// TestResume has the line die in the second bundle of three: what the first has brought stays, and the next attempt sends the rest.
+func TestResume(t *testing.T) {
+	from, to := newSide(t, "from-1"), newSide(t, "to-1")
+	to.authorize(t, from.key)
+	p := from.add(t, "object", "0")
+	for i := 1; i < 5; i++ {
+		p = from.add(t, "object", p.String(), p)
+	}
+	load := func() *ship.Cargo {
+		c, err := ship.Load(t.Context(), from, to, []store.Path{p})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.SetMost(2)
+		return c
+	}
+	r, err := ship.Send(t.Context(), from, &dying{side: to}, load(), nil)
+	if !errors.Is(err, errCut) || r.Objects != 2 || r.Bytes == 0 || to.count(t) != 2 {
+		t.Fatalf("got %+v, %v; %d objects arrived", r, err, to.count(t))
+	}
+	if from.Conn, err = client.Dial(t.Context(), from.layout.SocketPath, nil); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { from.Conn.Close() })
+	var told int64
+	r, err = ship.Send(t.Context(), from, to, load(), func(n int64) { told = n })
+	if err != nil || r.Total != 5 || r.Objects != 3 || r.Bytes != told || to.count(t) != 5 {
+		t.Errorf("again: %+v, %v; told of %d bytes, %d objects arrived", r, err, told, to.count(t))
+	}
+}
+
 func TestGoneAtTheSource(t *testing.T) {
 	from, to := newSide(t, "from-1"), newSide(t, "to-1")
 	to.authorize(t, from.key)

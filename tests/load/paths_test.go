@@ -28,6 +28,9 @@ const (
 func TestManyPaths(t *testing.T) {
 	w := &ways{dir: tempDir(t)}
 	n := 2000
+	if raceEnabled {
+		n = 300
+	}
 	if s := os.Getenv("CAIRN_LOAD_PATHS"); s != "" {
 		var err error
 		if n, err = strconv.Atoi(s); err != nil {

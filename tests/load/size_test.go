@@ -24,6 +24,9 @@ const maxForAny = 128
 // TestAnySize brings one object all ways that there are: whatever its size, each process keeps below maxForAny.
 func TestAnySize(t *testing.T) {
 	w := &ways{dir: tempDir(t), size: 192 << 20}
+	if raceEnabled { // which takes memory of its own, and time
+		w.size = 16 << 20
+	}
 	if s := os.Getenv("CAIRN_LOAD_SIZE"); s != "" {
 		mib, err := strconv.ParseInt(s, 10, 64)
 		if err != nil {
