@@ -262,6 +262,7 @@ func (a *agent) missing(ctx context.Context, q *Request) (*Reply, error) {
 		have[p] = true
 	}
 	reply := &Reply{}
+	var keep []store.Path
 	for _, p := range paths {
 		if !have[p] && p.Name() == programName && a.hasLease() {
 			if have[p], err = a.addOwn(ctx, d, p); err != nil {
@@ -272,11 +273,9 @@ func (a *agent) missing(ctx context.Context, q *Request) (*Reply, error) {
 			reply.Paths = append(reply.Paths, p.String())
 			continue
 		}
-		if err := d.AddTempRoot(ctx, p); err != nil {
-			return nil, err
-		}
+		keep = append(keep, p)
 	}
-	return reply, nil
+	return reply, d.AddTempRoots(ctx, keep)
 }
 
 func (a *agent) paths(texts []string) ([]store.Path, error) {

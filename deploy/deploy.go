@@ -8,7 +8,7 @@
 //	lease         nobody else deploys to the machine meanwhile
 //	facts         what it is, which system and generation it has, whether its daemon answers
 //	authorize     the machine's ACL names our daemon's key; an archive signed by it is accepted from then on
-//	ship          one question for the closure, one signed bundle of what is missing (package archive/ship)
+//	ship          one question for the closure, signed bundles of what is missing, mostly one (package archive/ship)
 //	plan          preflight on the machine: every conflict, before any change
 //	switch        by the `activate` program of the new system, in a unit of its own, so that it goes on
 //	              whatever becomes of the connection; its watchdog is armed
