@@ -152,6 +152,7 @@ func (s *Store) unpack(info *store.Info, archive []byte, temp string) (err error
 		return fmt.Errorf("nar has %d bytes, announced were %d: %w", size, info.NarSize, store.ErrHashMismatch)
 	}
 	info.NarSize = int64(len(archive))
+	failpoint.Hit("disk/add/unpacking")
 	check := newContentCheck(info)
 	for _, w := range check.writers() {
 		w.Write(archive)
@@ -160,6 +161,7 @@ func (s *Store) unpack(info *store.Info, archive []byte, temp string) (err error
 	if err := nar.RestoreAt(r, int(s.dir.Fd()), filepath.Base(temp), nil); err != nil {
 		return err
 	}
+	failpoint.Hit("disk/add/unpacked")
 	if r.Len() != 0 {
 		err = fmt.Errorf("%d bytes follow the archive: %w", r.Len(), nar.ErrFormat)
 	} else {

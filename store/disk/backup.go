@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"cairn/store/failpoint"
 	"cairn/store/meta"
 )
 
@@ -107,6 +108,7 @@ func (s *Store) backup() (*Backup, error) {
 		if err := os.Remove(o.File); err != nil {
 			return nil, err
 		}
+		failpoint.Hit("disk/backup/deleted")
 	}
 	return b, nil
 }
@@ -119,6 +121,7 @@ func (s *Store) writeBackup(sequence uint64) (*Backup, error) {
 		return nil, err
 	}
 	defer os.Remove(f.Name())
+	failpoint.Hit("disk/backup/begun")
 	h, err := s.db.Backup(f, sequence)
 	if err == nil {
 		err = f.Sync()
@@ -127,9 +130,11 @@ func (s *Store) writeBackup(sequence uint64) (*Backup, error) {
 		return nil, err
 	}
 	b.BackupHeader = *h
+	failpoint.Hit("disk/backup/written")
 	if err := os.Rename(f.Name(), b.File); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("disk/backup/renamed")
 	return b, syncDirectory(backupDir(s.layout))
 }
 

@@ -23,6 +23,12 @@ var Names = []string{
 	"disk/add/spooled",         // a large file has arrived
 	"disk/add/streamed",        // a tree whose name follows from its contents has arrived
 	"disk/add/taken-back",      // a failed addition is in the trash
+	"disk/add/unpacked",        // its tree is complete below a temporary name
+	"disk/add/unpacking",       // a small object has arrived in memory
+	"disk/backup/begun",        // a backup has a temporary file
+	"disk/backup/deleted",      // an old backup is gone
+	"disk/backup/renamed",      // a new backup has its name
+	"disk/backup/written",      // it is durable below a temporary name
 	"disk/delete/chosen",       // objects are out of the graph
 	"disk/delete/removed",      // one of them is gone from the disk
 	"disk/delete/rows",         // their rows are deleted

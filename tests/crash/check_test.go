@@ -17,6 +17,7 @@ import (
 	"cairn/store"
 	"cairn/store/disk"
 	"cairn/store/gc"
+	"cairn/store/meta"
 	"cairn/store/profile"
 )
 
@@ -37,6 +38,7 @@ type state struct {
 	linked       map[string]store.Path // links that the daemon has made
 	damaged      map[store.Path]bool
 	leased       []store.Path
+	backup       string // the last one
 	gens         map[int]store.Path
 	doubtful     map[int]bool // generations being deleted
 	current      []int        // the generation that is current, or that and the one that is to be
@@ -91,6 +93,8 @@ func (s *state) apply(e event) {
 		s.leased = append(s.leased, e.Path)
 	case "released":
 		s.leased = nil
+	case "backup":
+		s.backup = e.Link
 	case "generation":
 		s.gens[e.N] = e.Path
 		s.twice = s.twice || e.N <= s.highest
@@ -126,6 +130,7 @@ func (r *rig) checkOpen(t tester, s *disk.Store, want *state) {
 	r.roots(t, want)
 	r.leases(t, s, want)
 	r.generations(t, s, want)
+	r.backups(t, want)
 	r.forget(t, want)
 	r.emptied(t)
 	if _, err := gc.Collect(t.Context(), s, gc.Options{Action: gc.DeleteDead, NoProcesses: true}); err != nil {
@@ -281,6 +286,28 @@ func (r *rig) generations(t tester, s *disk.Store, want *state) {
 	current, err := p.Current()
 	if err == nil && !slices.Contains(want.current, current.Number) || err != nil && len(want.current) > 1 {
 		t.Errorf("current is %d, %v; it should be one of %v", current.Number, err, want.current)
+	}
+}
+
+// backups reads the backups, of which the one that was acknowledged last is one, or there is a later one.
+func (r *rig) backups(t tester, want *state) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(r.layout.StateDir, "backups", "*.backup"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range files {
+		f, err := os.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := meta.ReadBackup(f, &meta.Rows{}); err != nil {
+			t.Errorf("backup %s: %v", name, err)
+		}
+		f.Close()
+	}
+	if len(files) > 0 && files[len(files)-1] < want.backup || len(files) == 0 && want.backup != "" {
+		t.Errorf("backup %s was acknowledged; there are %v", want.backup, files)
 	}
 }
 

@@ -3,6 +3,7 @@ package crash
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
@@ -21,7 +22,7 @@ type engine func(d *driver, ctx context.Context, s *disk.Store) error
 // run opens the store and repeats the work.
 func (d *driver) run(l *load) error {
 	ctx := context.Background()
-	s, err := disk.Open(ctx, d.layout, &disk.Options{Meta: meta.Options{MemTableSize: 8 << 20}})
+	s, err := disk.Open(ctx, d.layout, &disk.Options{Meta: meta.Options{MemTableSize: 8 << 20}, Backups: disk.BackupOptions{Keep: 2}})
 	if err != nil {
 		return err
 	}
@@ -39,7 +40,7 @@ func (d *driver) openWork(context.Context, *disk.Store) error {
 	return nil
 }
 
-// engineWork imports more than a transaction holds, leases, replaces and deletes.
+// engineWork imports more than a transaction holds, leases, replaces, and backs up.
 func (d *driver) engineWork(ctx context.Context, s *disk.Store) error {
 	lease := s.Lease("crash", time.Hour)
 	i := s.Import()
@@ -80,7 +81,14 @@ func (d *driver) engineWork(ctx context.Context, s *disk.Store) error {
 	if err := d.root(d.roots, "add", info.Path); err != nil {
 		return err
 	}
-	return s.Replace(ctx, info.Path, bytes.NewReader(archive))
+	if err := s.Replace(ctx, info.Path, bytes.NewReader(archive)); err != nil {
+		return err
+	}
+	b, err := s.Backup()
+	if err != nil || b == nil {
+		return errors.Join(err, errors.New("no backup was made"))
+	}
+	return d.write(event{Verb: "backup", Link: b.File})
 }
 
 // profileWork adds something and makes it a generation.
