@@ -70,6 +70,7 @@ func (b *Builder) newLogWriter(drv store.Path, tell func(Event), limit int64, st
 	if err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
+	failpoint.Hit("build/log/named")
 	os.Remove(path + packedSuffix)
 	return &logWriter{
 		tell: tell, stop: stop, limit: limit, path: path, keep: b.settings.KeepBuildLog, pack: b.settings.CompressBuildLog,

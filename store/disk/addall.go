@@ -152,7 +152,6 @@ func (s *Store) unpack(info *store.Info, archive []byte, temp string) (err error
 		return fmt.Errorf("nar has %d bytes, announced were %d: %w", size, info.NarSize, store.ErrHashMismatch)
 	}
 	info.NarSize = int64(len(archive))
-	failpoint.Hit("disk/add/unpacking")
 	check := newContentCheck(info)
 	for _, w := range check.writers() {
 		w.Write(archive)

@@ -1,6 +1,6 @@
 // Package failpoint names the places in the program where its death, or an error, is worst, so that tests can have it there.
 //
-// A place calls Hit or Err with its name, a literal. Unless a test has armed them, that is one atomic load.
+// A place calls Hit or Err with its name, a literal; places that are the same to the disk share a name. Unless a test has armed them, that is one atomic load.
 // Names lists them all, and says what the disk has at that moment; a test compares the list with the source.
 // Only tests call Arm: no setting, environment or request of the program reaches it, which a test checks, too.
 package failpoint

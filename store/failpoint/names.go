@@ -2,8 +2,7 @@ package failpoint
 
 // Names are all failpoints, sorted, and what is the case there.
 var Names = []string{
-	"build/log/made",           // the file of a build's log has a temporary name
-	"build/log/named",          // it has its own
+	"build/log/named",          // the file of a build's log is there
 	"build/log/packed",         // a packed log is complete below a temporary name
 	"build/log/packed-named",   // it has its own, and the plain one is there, too
 	"build/log/written",        // the log is complete
@@ -23,8 +22,7 @@ var Names = []string{
 	"disk/add/spooled",         // a large file has arrived
 	"disk/add/streamed",        // a tree whose name follows from its contents has arrived
 	"disk/add/taken-back",      // a failed addition is in the trash
-	"disk/add/unpacked",        // its tree is complete below a temporary name
-	"disk/add/unpacking",       // a small object has arrived in memory
+	"disk/add/unpacked",        // the tree of a small object is complete below a temporary name
 	"disk/backup/begun",        // a backup has a temporary file
 	"disk/backup/deleted",      // an old backup is gone
 	"disk/backup/renamed",      // a new backup has its name
