@@ -19,7 +19,7 @@
 // A median stands before the least and the greatest.
 //
 // A row that is slower than it should be is no failure: machines are busy. Wrong counts are, and a ratio below the row's least, which is
-// far below what it is known to be.
+// far below what it is known to be, and only when it is so in a second try.
 //
 // # Figures
 //
@@ -80,7 +80,7 @@ type row struct {
 	size   int              // of what; the work says
 	small  int              // size for CI
 	wanted float64          // times as fast as nix
-	least  float64          // below it something is wrong; 0: not known yet
+	least  float64          // below it, twice, something is wrong, with the small size, too
 	begin  func(*bout) play // makes both sides ready
 }
 
@@ -97,6 +97,7 @@ type bout struct {
 	root       string // on the tmpfs of the stores
 	nix, cairn *side
 	size       int
+	note       string // what else is to be told
 }
 
 // sides are both.
@@ -104,18 +105,18 @@ func (b *bout) sides() []*side { return []*side{b.nix, b.cairn} }
 
 // table has the rows in the order of the project's plan.
 var table = []row{
-	{name: "add-file", work: "add a file of %d MiB", size: 1024, small: 64, wanted: 2, begin: addFile},
-	{name: "add-again", work: "the same again, %d MiB, unchanged", size: 1024, small: 64, wanted: 20, begin: addAgain},
-	{name: "add-tree", work: "add a tree of %d files of 4 KiB", size: 20000, small: 2000, wanted: 2, begin: addTree},
-	{name: "copy", work: "copy a closure of %d small paths, daemon to daemon", size: 2000, small: 400, wanted: 4, begin: copyClosure},
-	{name: "export-import", work: "export and import a closure of %d small paths", size: 2000, small: 400, wanted: 4, begin: exportImport},
-	{name: "builds", work: "%d trivial builds in the sandbox, one request, 2 jobs", size: 1000, small: 100, wanted: 8, begin: trivialBuilds},
-	{name: "gc", work: "GC of %[1]d dead among %[1]d live", size: 10000, small: 1000, wanted: 5, begin: collect},
-	{name: "gc-nothing", work: "GC with nothing to do, %d live", size: 10000, small: 1000, wanted: 10, begin: collectNothing},
-	{name: "closure", work: "closure of %d paths", size: 10000, small: 1000, wanted: 10, begin: closure},
-	{name: "clients", work: "8 clients adding %d small objects each", size: 500, small: 50, wanted: 4, begin: manyClients},
-	{name: "verify", work: "verify %d paths of 240 kB", size: 5000, small: 200, wanted: 2, begin: verify},
-	{name: "optimise", work: "optimise %d files, half duplicates", size: 40000, small: 4000, wanted: 4, begin: optimise},
+	{name: "add-file", work: "add a file of %d MiB", size: 1024, small: 64, wanted: 2, least: 0.3, begin: addFile},
+	{name: "add-again", work: "the same again, %d MiB, unchanged", size: 1024, small: 64, wanted: 20, least: 1, begin: addAgain},
+	{name: "add-tree", work: "add a tree of %d files of 4 KiB", size: 20000, small: 2000, wanted: 2, least: 0.3, begin: addTree},
+	{name: "copy", work: "copy a closure of %d small paths, daemon to daemon", size: 2000, small: 400, wanted: 4, least: 0.5, begin: copyClosure},
+	{name: "export-import", work: "export and import a closure of %d small paths", size: 2000, small: 400, wanted: 4, least: 0.5, begin: exportImport},
+	{name: "builds", work: "%d trivial builds in the sandbox, one request, 2 jobs", size: 1000, small: 100, wanted: 8, least: 1, begin: trivialBuilds},
+	{name: "gc", work: "GC of %[1]d dead among %[1]d live", size: 10000, small: 1000, wanted: 5, least: 1, begin: collect},
+	{name: "gc-nothing", work: "GC with nothing to do, %d live", size: 10000, small: 1000, wanted: 10, least: 0.5, begin: collectNothing},
+	{name: "closure", work: "closure of %d paths", size: 10000, small: 1000, wanted: 10, least: 0.7, begin: closure},
+	{name: "clients", work: "8 clients adding %d small objects each", size: 500, small: 50, wanted: 4, least: 0.5, begin: manyClients},
+	{name: "verify", work: "verify %d paths of 240 kB", size: 5000, small: 200, wanted: 2, least: 0.3, begin: verify},
+	{name: "optimise", work: "optimise %d files, half duplicates", size: 40000, small: 4000, wanted: 4, least: 0.3, begin: optimise},
 }
 
 // TestTable measures the rows and prints the table.
@@ -125,11 +126,15 @@ func TestTable(t *testing.T) {
 	for _, r := range table {
 		t.Run(r.name, func(t *testing.T) {
 			res := r.measure(t, n)
+			if res.Ratio < r.least { // the machine may have been busy with something else
+				t.Logf("%v: once more", res)
+				res = r.measure(t, n+2)
+			}
 			t.Log(res)
 			record(t, res)
 			results = append(results, res)
-			if r.least > 0 && res.Ratio < r.least {
-				t.Errorf("%s: %.1f times as fast as nix, and below %.1f something is wrong", r.name, res.Ratio, r.least)
+			if res.Ratio < r.least {
+				t.Errorf("%s: %.2f times as fast as nix, twice, and below %g something is wrong", r.name, res.Ratio, r.least)
 			}
 		})
 	}
@@ -161,5 +166,7 @@ func (r *row) measure(t *testing.T, n int) *result {
 	if p.after != nil {
 		p.after()
 	}
-	return newResult(r, b.size, took[b.nix], took[b.cairn])
+	res := newResult(r, b.size, took[b.nix], took[b.cairn])
+	res.Note = b.note
+	return res
 }

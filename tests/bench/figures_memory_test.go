@@ -38,7 +38,7 @@ type memory struct {
 func largeObject(g *gauge) {
 	size := int64(4 << 30)
 	if small() {
-		size = 256 << 20
+		size = 64 << 20
 	}
 	root := arena(g.t)
 	m := &memory{gauge: g, bytes: size, from: startCairn(g.t, root, "cairn"), file: filepath.Join(root, "large")}

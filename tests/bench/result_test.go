@@ -43,6 +43,7 @@ type result struct {
 	Size    int    `json:"size,omitempty"`
 	Rounds  int    `json:"rounds,omitempty"`
 	Reached bool   `json:"reached"`
+	Note    string `json:"note,omitempty"`
 
 	// Of a row: times in nanoseconds, and how many times as fast as nix.
 	Nix    sample  `json:"nix,omitempty"`
@@ -72,7 +73,7 @@ func newResult(r *row, size int, nix, cairn sample) *result {
 func (r *result) String() string {
 	yes := map[bool]string{true: "yes", false: "no"}[r.Reached]
 	if r.Unit == "" {
-		return fmt.Sprintf("%6.2f× %6.4g× %-3s  %-24s %-24s %-13s %s", r.Ratio, r.Wanted, yes, r.Nix, r.Cairn, r.Row, r.Work)
+		return fmt.Sprintf("%6.2f× %6.4g× %-3s  %-24s %-24s %-14s %s", r.Ratio, r.Wanted, yes, r.Nix, r.Cairn, r.Row, r.told())
 	}
 	bound := "               "
 	if r.Bound > 0 {
@@ -81,10 +82,18 @@ func (r *result) String() string {
 	return fmt.Sprintf("%8.4g %-3s %s  %-17s %s", r.Value, r.Unit, bound, r.Row, r.Work)
 }
 
+// told is the work, with what else there is to say of it.
+func (r *result) told() string {
+	if r.Note == "" {
+		return r.Work
+	}
+	return r.Work + "; " + r.Note
+}
+
 // format is the table.
 func format(results []*result) string {
 	var out strings.Builder
-	fmt.Fprintf(&out, "%7s %7s      %-24s %-24s %-13s %s\n", "faster", "wanted", "nix, ms", "cairn, ms", "row", "work")
+	fmt.Fprintf(&out, "%7s %7s      %-24s %-24s %-14s %s\n", "faster", "wanted", "nix, ms", "cairn, ms", "row", "work")
 	reached := 0
 	for _, r := range results {
 		fmt.Fprintln(&out, r)

@@ -2,6 +2,8 @@ package bench
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"time"
 )
 
@@ -14,10 +16,13 @@ func (b *bout) live() {
 	}
 }
 
-// gc collects and checks that only the live objects are left.
+// gc collects and checks that only the live objects are left, and that nothing is left for later.
 func (b *bout) gc(s *side) time.Duration {
-	_, took := s.do([]string{"nix-store", "--gc"}, []string{"gc"})
+	_, took := s.do(collectNix, collectCairn)
 	s.expect(b.size)
+	if left, _ := os.ReadDir(filepath.Join(s.real, ".trash")); len(left) > 0 {
+		b.t.Fatalf("%s: %d trees are still in the trash", s.name, len(left))
+	}
 	return took
 }
 

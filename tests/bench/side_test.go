@@ -77,6 +77,7 @@ type side struct {
 
 const conf = `experimental-features = nix-command ca-derivations
 sandbox = true
+sandbox-fallback = false
 sandbox-paths = /bin/sh=/bin/busybox
 build-users-group =
 substituters =
@@ -266,8 +267,14 @@ func (s *side) command(nix, cairn []string) []string {
 // collect empties the store of what has no root, outside of any time.
 func (s *side) collect() {
 	s.t.Helper()
-	s.do([]string{"nix-store", "--gc"}, []string{"gc"})
+	s.do(collectNix, collectCairn)
 }
+
+// Commands that collect. Nix is told to be quiet, since it names each object that it deletes.
+var (
+	collectNix   = []string{"nix-store", "--gc", "--quiet"}
+	collectCairn = []string{"gc"}
+)
 
 // objects is how many there are in the store directory, valid or not.
 func (s *side) objects() int {
