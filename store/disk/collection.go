@@ -83,15 +83,6 @@ func (t *Snapshot) Find(p store.Path) (uint32, bool) {
 	return id, ok && t.nodes[id].name == p.Name()
 }
 
-// FindDigest returns the number of the path with the 32 digits.
-func (t *Snapshot) FindDigest(digits string) (uint32, bool) {
-	d, ok := meta.ParseDigest(digits)
-	if !ok {
-		return 0, false
-	}
-	return t.find(d)
-}
-
 func (t *Snapshot) find(d meta.Digest) (uint32, bool) {
 	t.s.graph.mu.RLock()
 	defer t.s.graph.mu.RUnlock()
@@ -100,14 +91,6 @@ func (t *Snapshot) find(d meta.Digest) (uint32, bool) {
 		return 0, false
 	}
 	return n.id, true
-}
-
-// Deriver returns the number of the derivation that made an object, if it is valid.
-func (t *Snapshot) Deriver(id uint32) (uint32, bool) {
-	if !t.Has(id) || t.nodes[id].deriver == (meta.Digest{}) {
-		return 0, false
-	}
-	return t.find(t.nodes[id].deriver)
 }
 
 // keptAtOnce is for how many objects Kept waits for memory together.
