@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"cairn/store"
 	"cairn/store/disk"
 	"cairn/store/meta"
@@ -121,5 +123,70 @@ func BenchmarkLoad(b *testing.B) {
 		b.ReportMetric(float64(m.HeapAlloc)/float64(count), "heap-B/object")
 		s.Close()
 		b.StartTimer()
+	}
+}
+
+// BenchmarkAddOpen adds a large file, and a tree of small ones, each of which are new every time.
+func BenchmarkAddOpen(b *testing.B) {
+	for name, make := range map[string]func(b *testing.B) (path string, touch func(n int)){"file": benchFile, "tree": benchTree} {
+		b.Run(name, func(b *testing.B) {
+			path, touch := make(b)
+			s := benchStore(b)
+			var before, after unix.Rusage
+			unix.Getrusage(unix.RUSAGE_SELF, &before)
+			for n := 0; b.Loop(); n++ {
+				touch(n)
+				info, err := s.AddFromPath(b.Context(), "x", store.Recursive, store.SHA256, store.References{}, path)
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.SetBytes(info.NarSize)
+				b.StopTimer()
+				if _, err := s.Delete(b.Context(), []store.Path{info.Path}); err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
+			}
+			unix.Getrusage(unix.RUSAGE_SELF, &after)
+			b.ReportMetric(float64(after.Utime.Nano()+after.Stime.Nano()-before.Utime.Nano()-before.Stime.Nano())/float64(b.N)/1e6, "cpu-ms/op")
+		})
+	}
+}
+
+func benchFile(b *testing.B) (string, func(int)) {
+	data := bytes.Repeat([]byte("0123456789abcdef"), 256<<20/16)
+	file := filepath.Join(b.TempDir(), "file")
+	if err := os.WriteFile(file, data, 0o644); err != nil {
+		b.Fatal(err)
+	}
+	return file, func(n int) {
+		f, err := os.OpenFile(file, os.O_WRONLY, 0)
+		if err == nil {
+			_, err = f.WriteAt(fmt.Append(nil, n), 1000)
+			f.Close()
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func benchTree(b *testing.B) (string, func(int)) {
+	dir := b.TempDir()
+	data := make([]byte, 4096)
+	for i := range 20000 {
+		folder := filepath.Join(dir, fmt.Sprint(i/100))
+		binary.LittleEndian.PutUint64(data, uint64(i))
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			b.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(folder, fmt.Sprint(i)), data, 0o644); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return dir, func(n int) {
+		if err := os.WriteFile(filepath.Join(dir, "0/0"), fmt.Append(nil, n), 0o644); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
