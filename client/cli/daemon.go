@@ -326,7 +326,7 @@ func openEngine(ctx context.Context, layout disk.Layout, getenv func(string) str
 	if err != nil {
 		return nil, err
 	}
-	s, err := disk.Open(ctx, layout, &disk.Options{Logger: logger, NoSync: o.noDurability, AutoOptimise: set.AutoOptimise,
+	s, err := disk.Open(ctx, layout, &disk.Options{Logger: logger, NoSync: o.noDurability, AutoOptimise: set.AutoOptimise, NoDedupe: !set.OptimiseOnAdd,
 		Backups: disk.BackupOptions{Interval: set.BackupInterval, Keep: set.BackupKeep}})
 	if err != nil {
 		return nil, err

@@ -83,6 +83,7 @@ type Settings struct {
 	KeepOutputs     bool
 	KeepDerivations bool
 	AutoOptimise    bool
+	OptimiseOnAdd   bool
 	MinFree         Amount        // collect when less is free; zero: never by itself
 	MaxFree         Amount        // until so much is free; zero: all of it
 	MinFreeInterval time.Duration // between looks

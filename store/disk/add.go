@@ -147,10 +147,18 @@ func (s *Store) receive(ctx context.Context, info *store.Info, temp string, r io
 func (s *Store) restore(ctx context.Context, temp string, r io.Reader, others ...io.Writer) (store.Hash, int64, error) {
 	sum := store.SHA256.New()
 	in := s.newIntake(ctx, r)
-	if err := nar.Restore(in, temp, &nar.RestoreOptions{Sums: append([]io.Writer{sum}, others...)}); err != nil {
+	if err := nar.Restore(in, temp, &nar.RestoreOptions{Sums: append([]io.Writer{sum}, others...), Files: s.files()}); err != nil {
 		return store.Hash{}, 0, err
 	}
 	return store.NewHash(store.SHA256, sum.Sum(nil)), in.size, nil
+}
+
+// files is how the files of new objects are made.
+func (s *Store) files() nar.Files {
+	if s.opts.NoDedupe {
+		return nil
+	}
+	return s.pool
 }
 
 // pending makes the row of an object whose tree is at temp.

@@ -499,6 +499,9 @@ func (s *Store) deleteTree(p store.Path) (int64, error) {
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		freed, err := unlinkAt(at, p.Base(), &st)
+		if st.Nlink > 1 {
+			s.pool.events.Add(1)
+		}
 		if err != nil {
 			return 0, &os.PathError{Op: "unlink", Path: path, Err: err}
 		}
@@ -512,5 +515,6 @@ func (s *Store) deleteTree(p store.Path) (int64, error) {
 		return 0, err
 	}
 	failpoint.Hit("disk/delete/trashed")
+	defer s.pool.events.Add(1)
 	return removeTree(path)
 }

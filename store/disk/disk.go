@@ -104,7 +104,10 @@ type Options struct {
 	// AutoOptimise makes files of new objects hard links, as Optimise does, soon after they have become valid. When much
 	// comes at once some are left for the next Optimise.
 	AutoOptimise bool
-	Backups      BackupOptions
+	// NoDedupe makes every file that comes a file of its own, until Optimise is called. Else those of some size become links
+	// to equal ones at once (pool.go).
+	NoDedupe bool
+	Backups  BackupOptions
 }
 
 // Store is an open store.
@@ -123,6 +126,7 @@ type Store struct {
 
 	noExchange bool // the file system cannot exchange names; for tests
 
+	pool      *pool
 	additions chan *addition
 	linking   chan store.Path // what AutoOptimise has to do; nil without
 	deletions chan struct{}   // full while a collection or another deletion runs
@@ -150,6 +154,7 @@ type background struct {
 func Open(ctx context.Context, l Layout, opts *Options) (*Store, error) {
 	s := &Store{layout: l, graph: newGraph(), additions: make(chan *addition, 1024), deletions: make(chan struct{}, 1), leases: map[*Lease]struct{}{}}
 	s.stop = make(chan struct{})
+	s.pool = &pool{s: s}
 	s.hashes = derivation.NewHashes(s.Derivation)
 	if opts != nil {
 		s.opts = *opts
@@ -306,6 +311,7 @@ func (s *Store) isClosed() bool {
 
 func (s *Store) closeFiles() error {
 	var err error
+	s.pool.close()
 	if s.db != nil {
 		err = s.db.Close()
 	}

@@ -63,6 +63,7 @@ type poolEntry struct {
 // entry returns the pool's entry for a file, which is that file when there was none or a damaged one.
 func (w *linker) entry(path string, c *candidate) (*poolEntry, error) {
 	hex := c.key.Hex()
+	w.op.s.pool.filter.add([32]byte(c.key.Bytes()))
 	dir := filepath.Join(w.op.s.layout.RealDir, poolName, hex[:2])
 	e := &poolEntry{path: filepath.Join(dir, hex[2:])}
 	err := os.Link(path, e.path)
@@ -120,6 +121,11 @@ func equalFiles(a, b string) (bool, error) {
 		return false, err
 	}
 	defer g.Close()
+	return equalContents(f, g)
+}
+
+// equalContents compares what two readers have.
+func equalContents(f, g io.Reader) (bool, error) {
 	p, q := make([]byte, 64<<10), make([]byte, 64<<10)
 	for {
 		n, err := io.ReadFull(f, p)

@@ -25,8 +25,10 @@ import (
 //
 //	.links/<2 hex digits>/<62 hex digits>    of the BLAKE3 hash of the file's archive
 //
-// Its entries are never read but to compare them with a file that is to become a link to one: byte by byte,
-// so that a damaged entry, or one that a crash has left half written, harms nothing; it is replaced by that file.
+// Files come into it as they are made (pool.go), with a hash of the bytes that are being written, or when Optimise finds them.
+// An entry is trusted for nothing: it is compared with what is to become a link to it, metadata and byte by byte,
+// so that one that is damaged, or that a crash has left half written, or that an addition gave which then failed, harms nothing;
+// a damaged one is replaced by that file.
 // An entry with no other link is of no use any more, and goes with the next collection.
 const poolName = ".links"
 
@@ -67,6 +69,7 @@ func (s *Store) Optimise(ctx context.Context, opts *OptimiseOptions) (LinkStats,
 		return LinkStats{}, err
 	}
 	op := &optimisation{s: s, opts: o}
+	defer s.pool.events.Add(1)
 	if o.Paths == nil {
 		if err := op.loadPool(); err != nil {
 			return LinkStats{}, fmt.Errorf("optimise: %w", err)
@@ -305,7 +308,12 @@ func hashFiles(r io.Reader, files map[string]*candidate) error {
 }
 
 // SweepLinks removes entries of the pool that nothing but the pool has, and returns what that freed and what the others save.
+// When nothing has happened since the last sweep that could have left such an entry, the pool is not read.
 func (s *Store) SweepLinks(ctx context.Context) (freed, saved int64, err error) {
+	events := s.pool.events.Load()
+	if last := s.pool.swept.Load(); last != nil && last.events == events {
+		return 0, last.saved, nil
+	}
 	err = s.eachLink(func(path string, st *unix.Stat_t) error {
 		if err := context.Cause(ctx); err != nil {
 			return err
@@ -324,6 +332,7 @@ func (s *Store) SweepLinks(ctx context.Context) (freed, saved int64, err error) 
 	if err != nil {
 		return freed, saved, fmt.Errorf("sweep links: %w", err)
 	}
+	s.pool.swept.Store(&sweep{events, saved})
 	return freed, saved, nil
 }
 

@@ -67,6 +67,17 @@ func addTwins(t testing.TB, s *disk.Store, n int) []store.Path {
 	return paths
 }
 
+// openPlain opens a store that makes no links by itself.
+func openPlain(t testing.TB, l disk.Layout) *disk.Store {
+	t.Helper()
+	s, err := disk.Open(t.Context(), l, &disk.Options{NoDedupe: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { closeStore(t, s) })
+	return s
+}
+
 func stat(t testing.TB, path string) unix.Stat_t {
 	t.Helper()
 	var st unix.Stat_t
@@ -86,7 +97,7 @@ func optimise(t testing.TB, s *disk.Store) disk.LinkStats {
 }
 
 func TestOptimise(t *testing.T) {
-	s := open(t, newLayout(t))
+	s := openPlain(t, newLayout(t))
 	twins := addTwins(t, s, 3)
 	stats := optimise(t, s)
 	// Of three times two equal files and three programs, one of each kind stays.
@@ -128,7 +139,7 @@ func TestOptimise(t *testing.T) {
 
 // Neither a damaged object nor a damaged entry of the pool spreads.
 func TestOptimiseDamaged(t *testing.T) {
-	s := open(t, newLayout(t))
+	s := openPlain(t, newLayout(t))
 	twins := addTwins(t, s, 2)
 	bad := filepath.Join(s.RealPath(twins[0]), "dir", "own")
 	damage(t, bad)
@@ -170,7 +181,7 @@ func TestOptimiseDamaged(t *testing.T) {
 func twinArchive(t testing.TB, n int) []byte { return twins(t, fmt.Sprint("twin", n)) }
 
 func TestOptimiseAtOnce(t *testing.T) {
-	s := open(t, newLayout(t))
+	s := openPlain(t, newLayout(t))
 	twins := addTwins(t, s, 12)
 	var wg sync.WaitGroup
 	for range 4 {
@@ -194,7 +205,7 @@ func TestOptimiseAtOnce(t *testing.T) {
 }
 
 func TestAutoOptimise(t *testing.T) {
-	s, err := disk.Open(t.Context(), newLayout(t), &disk.Options{AutoOptimise: true})
+	s, err := disk.Open(t.Context(), newLayout(t), &disk.Options{AutoOptimise: true, NoDedupe: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +223,7 @@ func TestAutoOptimise(t *testing.T) {
 // A crash while directories of an object were written to.
 func TestOptimiseInterrupted(t *testing.T) {
 	l := newLayout(t)
-	s := open(t, l)
+	s := openPlain(t, l)
 	p := addTwins(t, s, 1)[0]
 	s.Close()
 	dir := l.RealPath(p) + "/dir"

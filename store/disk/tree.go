@@ -93,7 +93,7 @@ func unlinkAt(at int, name string, st *unix.Stat_t) (int64, error) {
 	if err := unix.Unlinkat(at, name, 0); err != nil && err != unix.ENOENT {
 		return 0, err
 	}
-	if st.Nlink > 1 {
+	if st.Nlink > 2 { // another file's; one link is the pool's, which goes with the next sweep
 		return 0, nil
 	}
 	return st.Blocks * 512, nil

@@ -384,13 +384,12 @@ func (c *collection) sweepStrays(ctx context.Context) error {
 	return err
 }
 
-// sweepLinks removes what is only in the pool of links any more.
+// sweepLinks removes what is only in the pool of links any more. What that frees was counted with the last object that had it.
 func (c *collection) sweepLinks(ctx context.Context) error {
 	if c.opts.DryRun {
 		return nil
 	}
-	freed, saved, err := c.s.SweepLinks(ctx)
-	c.result.BytesFreed += freed
+	_, saved, err := c.s.SweepLinks(ctx)
 	c.result.LinksSave = saved
 	return err
 }
