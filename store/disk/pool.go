@@ -213,7 +213,7 @@ func (p *pool) take(from slot, at int, name string, same func(fd int) (bool, err
 	err := unix.Linkat(from.shard, from.entry, at, name, 0)
 	switch err {
 	case nil:
-	case unix.ENOENT, unix.EPERM:
+	case unix.ENOENT, unix.EPERM, unix.ENOSPC, unix.EDQUOT:
 		return false, nil
 	case unix.EMLINK: // full: another takes its place
 		return false, p.forget(from)
@@ -247,7 +247,7 @@ func (p *pool) give(to slot, at int, name string) (bool, error) {
 	p.events.Add(1)
 	p.filter.add(to.key)
 	switch err := unix.Linkat(at, name, to.shard, to.entry, 0); err {
-	case nil, unix.EPERM: // the latter of a file system without links
+	case nil, unix.EPERM, unix.ENOSPC, unix.EDQUOT: // without links, or room for them, the file is just not in the pool
 		return true, nil
 	case unix.EEXIST:
 		return false, nil
