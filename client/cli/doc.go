@@ -621,6 +621,25 @@
 //	cairn store diff-closures /cairn/var/profiles/system-41-link /cairn/var/profiles/system-42-link
 //	cairn store diff-closures --json ./old ./result
 //
+// # cairn store du
+//
+// Show what objects take on disk, all of them when none is given. Equal files are one
+// file with several names in the store, so that what an object takes (SIZE) is not
+// what deleting it would free: that is its own (OWN), while the rest is SHARED with
+// objects that are not listed above it or at all. The last line counts every file
+// once, and OWN in it is what deleting all that are listed would free.
+//
+// With -r also everything that they refer to, references first.
+//
+//	cairn store du [-r] [--json] [PATH…] [flags]
+//	  --json                       print JSON
+//	  -r, --recursive              the closure as well
+//
+// For example:
+//
+//	cairn store du ./result
+//	cairn store du -r --json ./result
+//
 // # cairn store dump
 //
 // Write the archive of an object to standard output: its files in the one form that

@@ -23,6 +23,7 @@ func newStoreCmd(env *Env) *cobra.Command {
 		newStoreClosureCmd(env),
 		newStoreReferrersCmd(env),
 		newStoreListCmd(env),
+		newStoreUsageCmd(env),
 		newStoreCatCmd(env),
 		newStoreDumpCmd(env),
 		newStoreDeleteCmd(env),
