@@ -191,7 +191,13 @@ func (w *Writer) text(s string) {
 
 // DumpString writes the archive of a single regular file.
 func DumpString(w io.Writer, data []byte, executable bool) error {
-	n := NewWriter(w)
+	dst := writers.Get().(*bufio.Writer)
+	dst.Reset(w)
+	defer func() {
+		dst.Reset(nil)
+		writers.Put(dst)
+	}()
+	n := &Writer{dst: dst}
 	if err := n.WriteHeader(&Header{Type: Regular, Size: int64(len(data)), Executable: executable}); err != nil {
 		return err
 	}
