@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -234,4 +236,35 @@ func FuzzServer(f *testing.F) {
 		}
 		conn.Close()
 	})
+}
+
+// TestManyValidPaths asks about more paths than one request has room for.
+func TestManyValidPaths(t *testing.T) {
+	c, err := client.New(t.Context(), pipe(t, serve(t)), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const n = 800_000
+	paths := make([]store.Path, 0, n+2)
+	add := func(text string) store.Path {
+		info, err := c.AddToStore(t.Context(), "text", store.Text, store.SHA256, nil, strings.NewReader(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Path
+	}
+	first, last := add("first"), add("last")
+	paths = append(paths, first)
+	for i := range n {
+		p, err := store.DefaultDir.Path(fmt.Sprintf("00000000000000000000000000000000-object-number-%d", i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		paths = append(paths, p)
+	}
+	valid, err := c.ValidPaths(t.Context(), append(paths, last))
+	if err != nil || !slices.Equal(valid, store.SortPaths([]store.Path{first, last})) {
+		t.Errorf("got %v, %v", valid, err)
+	}
 }

@@ -10,12 +10,7 @@ import (
 
 // Obtain returns those of the paths that are valid, after the daemon has fetched from its caches what it could.
 func (c *Conn) Obtain(ctx context.Context, paths []store.Path) ([]store.Path, error) {
-	return c.paths(ctx, protocol.OpQueryValidPaths, "obtain paths", func(e *protocol.Encoder) {
-		e.Paths(paths)
-		if e.Version >= protocol.Minor(27) {
-			e.Bool(true)
-		}
-	})
+	return c.validPaths(ctx, "obtain paths", paths, true)
 }
 
 // Holder is a store that can be asked for many paths at once, and to fetch them from its caches first.

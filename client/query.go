@@ -42,12 +42,30 @@ func (c *Conn) IsValid(ctx context.Context, path store.Path) (bool, error) {
 
 // ValidPaths returns those of the paths that are valid. Nothing is substituted.
 func (c *Conn) ValidPaths(ctx context.Context, paths []store.Path) ([]store.Path, error) {
-	return c.paths(ctx, protocol.OpQueryValidPaths, "query valid paths", func(e *protocol.Encoder) {
-		e.Paths(paths)
-		if e.Version >= protocol.Minor(27) {
-			e.Bool(false)
+	return c.validPaths(ctx, "query valid paths", paths, false)
+}
+
+// askPaths is how many paths one question names. A request has room for some ten times as many.
+const askPaths = 1 << 16
+
+func (c *Conn) validPaths(ctx context.Context, what string, paths []store.Path, obtain bool) ([]store.Path, error) {
+	var all []store.Path
+	for {
+		some := paths[:min(len(paths), askPaths)]
+		paths = paths[len(some):]
+		valid, err := c.paths(ctx, protocol.OpQueryValidPaths, what, func(e *protocol.Encoder) {
+			e.Paths(some)
+			if e.Version >= protocol.Minor(27) {
+				e.Bool(obtain)
+			}
+		})
+		if err != nil {
+			return nil, err
 		}
-	})
+		if all = append(all, valid...); len(paths) == 0 {
+			return store.SortPaths(all), nil
+		}
+	}
 }
 
 // AllPaths returns every valid path.
