@@ -325,11 +325,12 @@ func (x *session) gcWhy(ctx context.Context, p store.Path) (reply, error) {
 	}
 	chains := make([]protocol.Chain, 0, len(found))
 	for _, c := range found {
-		link := c.Root.Link
-		if !x.may(archive.Inspect) && c.Root.Kind != gc.KindLink && c.Root.Kind != gc.KindProfile {
-			link = censored
+		chain := protocol.Chain{Kind: string(c.Root.Kind), Link: censored, Paths: c.Paths}
+		if x.may(archive.Inspect) || c.Root.Kind == gc.KindLink || c.Root.Kind == gc.KindProfile {
+			who := protocol.Who(c.Root.Who())
+			chain.Link, chain.Who = c.Root.Link, &who
 		}
-		chains = append(chains, protocol.Chain{Kind: string(c.Root.Kind), Link: link, Paths: c.Paths})
+		chains = append(chains, chain)
 	}
 	return replyJSON(chains)
 }

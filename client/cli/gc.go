@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os/user"
+	"strconv"
 	"strings"
 	"time"
 
@@ -220,12 +222,37 @@ func gcWhy(ctx context.Context, env *Env, s *session, o *gcOptions) error {
 		env.note("nothing keeps %s", p)
 	}
 	for _, c := range chains {
-		env.printf("%s: %s\n", c.Kind, stripEscapes(c.Link))
+		env.printf("%s: %s%s\n", c.Kind, stripEscapes(c.Link), who(c.Who))
 		for depth, q := range c.Paths {
 			env.printf("%*s→ %s\n", 2*depth+2, "", q)
 		}
 	}
 	return nil
+}
+
+// who writes who is behind a root.
+func who(w *protocol.Who) string {
+	if w == nil {
+		return ""
+	}
+	var parts []string
+	if w.PID != 0 {
+		parts = append(parts, strings.TrimSpace(fmt.Sprintf("process %d %s", w.PID, stripEscapes(w.Command))))
+	}
+	if w.UID >= 0 {
+		name := fmt.Sprintf("uid %d", w.UID)
+		if u, err := user.LookupId(strconv.Itoa(w.UID)); err == nil {
+			name = u.Username
+		}
+		parts = append(parts, "of "+name)
+	}
+	if !w.Since.IsZero() {
+		parts = append(parts, "since "+w.Since.Format(time.DateTime))
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(parts, ", ") + ")"
 }
 
 func gcRoots(ctx context.Context, env *Env, s *session, o *gcOptions) error {

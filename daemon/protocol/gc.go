@@ -3,6 +3,7 @@ package protocol
 import (
 	"fmt"
 	"math"
+	"time"
 
 	"cairn/store"
 )
@@ -141,5 +142,14 @@ func (d *Decoder) GCResult() *GCResult {
 type Chain struct {
 	Kind  string       `json:"kind"`
 	Link  string       `json:"link"`
+	Who   *Who         `json:"who,omitempty"` // nil: not yours to know
 	Paths []store.Path `json:"paths"`
+}
+
+// Who is behind a root: the process that uses it, or the owner of the link. What is not known is zero.
+type Who struct {
+	PID     int       `json:"pid,omitempty"`
+	Command string    `json:"command,omitempty"`
+	UID     int       `json:"uid"` // -1: unknown
+	Since   time.Time `json:"since,omitzero"`
 }
