@@ -20,7 +20,7 @@ ROW ?= .*
 SIZE ?= full
 BENCH_JSON ?= bench-$(VERSION).json
 
-.PHONY: help deps build test demo check fuzz root crash power full compat lab bench load soak clean
+.PHONY: help deps build test demo check fuzz root crash power full compat lab bench compare load soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ bench: deps ## side by side with nix, N times (make bench N=5 ROW=gc SIZE=small)
 	CAIRN_BENCH=$(or $(filter-out 200,$(N)),5) CAIRN_BENCH_SIZE=$(SIZE) CAIRN_BENCH_JSON=$(abspath $(BENCH_JSON)) \
 		go test $(GOTESTFLAGS) -count=1 -v -timeout 60m -run '/^($(ROW))$$' ./tests/bench
 	@echo "appended to $(BENCH_JSON)"
+
+compare: ## what became slower from one file of make bench to another (make compare OLD=a.json NEW=b.json)
+	CAIRN_BENCH_COMPARE="$(abspath $(OLD)) $(abspath $(NEW))" go test -count=1 -run TestCompareFiles ./tests/bench
 
 clean: ## remove what was built
 	rm -f cairn

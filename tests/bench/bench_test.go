@@ -35,6 +35,7 @@
 //	make bench N=5                 everything, each row five times
 //	make bench N=3 ROW=gc          one row or figure; ROW is a regular expression for the whole name
 //	make bench N=1 SIZE=small      less of everything, as CI does: below a minute and a half
+//	make compare OLD=A NEW=B       what is worse in B by a quarter or more; both are files that make bench wrote
 //
 // # Output for machines
 //
