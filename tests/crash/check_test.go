@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -118,8 +119,18 @@ func (r *rig) check(t tester) {
 	if err != nil {
 		t.Fatalf("open after kill: %v", err)
 	}
-	defer s.Close()
+	defer release(t, s)
 	r.checkOpen(t, s, r.replay(t))
+}
+
+// release closes a store and waits until no child that another test has begun to start has its lock as well.
+func release(t tester, s *disk.Store) {
+	t.Helper()
+	if err := s.Close(); err != nil {
+		t.Errorf("close: %v", err)
+	}
+	syscall.ForkLock.RLock()
+	syscall.ForkLock.RUnlock()
 }
 
 // checkOpen checks an open store.
