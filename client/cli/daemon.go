@@ -327,7 +327,8 @@ func openEngine(ctx context.Context, layout disk.Layout, getenv func(string) str
 		return nil, err
 	}
 	s, err := disk.Open(ctx, layout, &disk.Options{Logger: logger, NoSync: o.noDurability, AutoOptimise: set.AutoOptimise, NoDedupe: !set.OptimiseOnAdd,
-		Backups: disk.BackupOptions{Interval: set.BackupInterval, Keep: set.BackupKeep}})
+		Backups: disk.BackupOptions{Interval: set.BackupInterval, Keep: set.BackupKeep},
+		Scrub:   disk.ScrubOptions{Interval: set.ScrubInterval, Rate: set.ScrubRate}})
 	if err != nil {
 		return nil, err
 	}

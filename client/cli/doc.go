@@ -368,6 +368,9 @@
 // Say what the running daemon is, how much its store has, and what its clients do. What
 // others do is told to those who may inspect ('cairn acl --help').
 //
+// It also says how far the daemon is with reading all objects in the background, which
+// the settings scrub-interval and scrub-rate are about, and which of them are damaged.
+//
 //	cairn daemon status [flags]
 //	  --json                       print JSON
 //

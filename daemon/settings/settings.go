@@ -92,6 +92,10 @@ type Settings struct {
 	BackupInterval time.Duration // 0: none
 	BackupKeep     int
 
+	// Verification in the background.
+	ScrubInterval time.Duration // 0: none
+	ScrubRate     int64         // bytes per second; 0: no limit
+
 	// VersionText is what the handshake shows in the place of our own version.
 	VersionText string
 

@@ -46,6 +46,8 @@ var table = []Setting{
 	{"require-sigs", nil, Trusted, "true", "take from caches only what is signed by a trusted key, or proves itself", func(s *Settings) value { return (*flag)(&s.RequireSignatures) }},
 	{"run-diff-hook", nil, Trusted, "false", "run diff-hook when a build is not reproducible", func(s *Settings) value { return (*flag)(&s.RunDiffHook) }},
 	{"sandbox-paths", []string{"build-chroot-dirs", "build-sandbox-paths"}, Trusted, "", "files of the host that builders see: target[=source][?]", func(s *Settings) value { return (*words)(&s.SandboxPaths) }},
+	{"scrub-interval", nil, Daemon, "2592000", "seconds from one verification of all objects in the background to the next; 0: none", func(s *Settings) value { return (*seconds)(&s.ScrubInterval) }},
+	{"scrub-rate", nil, Daemon, "20971520", "bytes per second that the verification in the background reads; 0: no limit", func(s *Settings) value { return (*size)(&s.ScrubRate) }},
 	{"secret-key-files", nil, Trusted, "", "keys that sign what is built here", func(s *Settings) value { return (*words)(&s.SecretKeyFiles) }},
 	{"stalled-download-timeout", nil, Trusted, "30", "seconds until a download without progress is tried again", func(s *Settings) value { return (*seconds)(&s.StalledTimeout) }},
 	{"substitute", []string{"build-use-substitutes"}, Anyone, "true", "fetch from caches", func(s *Settings) value { return (*flag)(&s.Substitute) }},

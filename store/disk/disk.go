@@ -11,6 +11,7 @@
 //	STATEDIR/db/              the database, see package meta
 //	STATEDIR/backups/         backups of the database (backup.go)
 //	STATEDIR/gcroots/**/.cairn-new-*    roots in the making (roots.go); removed at start-up
+//	STATEDIR/scrub.json       how far the verification in the background is (scrub.go)
 //	STATEDIR/cairn.lock       locked while the store is open; holds the process id
 //
 // # Valid means durable
@@ -108,6 +109,7 @@ type Options struct {
 	// to equal ones at once (pool.go).
 	NoDedupe bool
 	Backups  BackupOptions
+	Scrub    ScrubOptions
 }
 
 // Store is an open store.
@@ -131,6 +133,7 @@ type Store struct {
 	linking   chan store.Path // what AutoOptimise has to do; nil without
 	deletions chan struct{}   // full while a collection or another deletion runs
 	background
+	scrub   scrubber
 	backups sync.Mutex    // held while one is made
 	names   atomic.Uint64 // for temporary names
 	start   string        // makes temporary names unique across processes
@@ -175,6 +178,9 @@ func Open(ctx context.Context, l Layout, opts *Options) (*Store, error) {
 	if s.opts.Backups.Interval > 0 {
 		s.wg.Go(s.backupLoop)
 	}
+	if s.opts.Scrub.Interval > 0 {
+		s.wg.Go(s.scrubLoop)
+	}
 	if s.opts.AutoOptimise {
 		s.linking = make(chan store.Path, 4096)
 		s.wg.Go(s.linkLoop)
@@ -202,6 +208,9 @@ func (s *Store) open(ctx context.Context) (err error) {
 	}
 	if err := s.checkAge(); err != nil {
 		return err
+	}
+	if s.opts.Scrub.Interval > 0 {
+		s.loadScrub()
 	}
 	if err := s.load(); err != nil {
 		return err

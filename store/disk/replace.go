@@ -83,6 +83,7 @@ func (s *Store) replaceWith(ctx context.Context, p store.Path, write func(info *
 		return fmt.Errorf("replace %s: %w", p, noSpace(err))
 	}
 	s.graph.found(d)
+	s.mended(p)
 	return nil
 }
 

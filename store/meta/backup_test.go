@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"fmt"
 	"testing"
 
 	"cairn/store"
@@ -141,4 +142,37 @@ func FuzzRows(f *testing.F) {
 			t.Error(err)
 		}
 	})
+}
+
+// BenchmarkBackup backs up 100,000 objects with five references each.
+func BenchmarkBackup(b *testing.B) {
+	d, err := Open(b.TempDir(), store.DefaultDir, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer d.Close()
+	const count = 100_000
+	for i := 0; i < count; {
+		var batch Batch
+		for ; i < count && batch.Size() < d.MaxBatch()/2; i++ {
+			digest := func(n int) Digest { return Digest(store.SHA256.Sum(fmt.Append(nil, n)).Bytes()[:20]) }
+			o := &Object{Name: fmt.Sprint("object-", i), NarHash: [32]byte(store.SHA256.Sum(fmt.Append(nil, "nar", i)).Bytes()), NarSize: int64(i)}
+			for r := range 5 {
+				o.References = append(o.References, digest(i/(r+2)))
+			}
+			batch.PutObject(digest(i), o)
+		}
+		if err := d.Commit(&batch); err != nil {
+			b.Fatal(err)
+		}
+	}
+	n := uint64(1)
+	for b.Loop() {
+		var w bytes.Buffer
+		if _, err := d.Backup(&w, n); err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(float64(w.Len()), "bytes")
+		n++
+	}
 }

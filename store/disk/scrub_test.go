@@ -1,0 +1,75 @@
+package disk_test
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"cairn/store/disk"
+)
+
+// TestScrub reads slowly, is stopped in the middle, goes on, and finds a damaged object, which is then repaired.
+func TestScrub(t *testing.T) {
+	l := newLayout(t)
+	s := open(t, l)
+	paths := addTwins(t, s, 4)
+	size := s.Size(nil)
+	closeStore(t, s)
+	damage(t, filepath.Join(l.RealPath(paths[2]), "dir", "own")) // equal files of others are one with it
+	opts := &disk.Options{Scrub: disk.ScrubOptions{Interval: 24 * time.Hour, Rate: size / 400}}
+	synctest.Test(t, func(t *testing.T) {
+		start := func() *disk.Store {
+			s, err := disk.Open(t.Context(), l, opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		s := start()
+		if st, on := s.Scrub(); !on || st.Finished.IsZero() || st.Paths != 0 {
+			t.Errorf("a new store's scrub: %+v, %v", st, on)
+		}
+		time.Sleep(24*time.Hour + 250*time.Second)
+		half, _ := s.Scrub()
+		if half.Paths < 1 || half.Paths > 3 || !half.Finished.IsZero() {
+			t.Errorf("in the middle: %+v", half)
+		}
+		s.Close()
+		s = start()
+		time.Sleep(350 * time.Second)
+		st, _ := s.Scrub()
+		if st.Paths != 4 || st.Finished.IsZero() || !st.Began.Equal(half.Began) {
+			t.Errorf("at the end: %+v", st)
+		}
+		if len(st.Findings) != 1 || st.Findings[0].Path != paths[2] || st.Findings[0].Kind != disk.Modified {
+			t.Fatalf("findings %+v", st.Findings)
+		}
+		s.Close()
+		s = start()
+		if st, _ := s.Scrub(); len(st.Findings) != 1 {
+			t.Errorf("findings after a restart: %+v", st.Findings)
+		}
+		if err := s.Replace(t.Context(), paths[2], bytes.NewReader(twins(t, "twin2"))); err != nil {
+			t.Error(err)
+		}
+		if st, _ := s.Scrub(); len(st.Findings) != 0 {
+			t.Errorf("findings after a repair: %+v", st.Findings)
+		}
+		time.Sleep(25 * time.Hour)
+		if st, _ := s.Scrub(); st.Paths != 4 || st.Finished.IsZero() || !st.Began.After(half.Began) || len(st.Findings) != 0 {
+			t.Errorf("the next one: %+v", st)
+		}
+		s.Close()
+	})
+	if err := os.WriteFile(filepath.Join(l.StateDir, "scrub.json"), []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s, err := disk.Open(t.Context(), l, opts)
+	if err != nil {
+		t.Fatalf("a damaged state: %v", err)
+	}
+	closeStore(t, s)
+}
