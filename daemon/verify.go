@@ -4,12 +4,17 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"sync/atomic"
+	"time"
 
 	"cairn/archive"
 	"cairn/daemon/build"
 	"cairn/daemon/protocol"
 	"cairn/store/disk"
 )
+
+// progressEvery is how often progress is told at most.
+const progressEvery = 50 * time.Millisecond
 
 // readVerify reads the request of VerifyStore.
 func readVerify(d *protocol.Decoder) *protocol.VerifyRequest {
@@ -54,7 +59,13 @@ func (x *session) verifyWith(ctx context.Context, q *protocol.VerifyRequest, say
 	id := x.server.ids.Add(1)
 	x.tunnel.send(&protocol.Message{Kind: protocol.KindStart, ID: id, Level: protocol.LevelTalkative, Activity: protocol.ActVerifyPaths})
 	defer x.tunnel.send(&protocol.Message{Kind: protocol.KindStop, ID: id})
+	var told atomic.Int64 // when, in nanoseconds since began
+	began := time.Now()
 	v := &build.Verification{Say: say, Progress: func(p build.VerifyProgress) {
+		now, last := int64(time.Since(began)), told.Load()
+		if p.Done < p.Total && (now-last < int64(progressEvery) || !told.CompareAndSwap(last, now)) {
+			return
+		}
 		x.tunnel.send(&protocol.Message{Kind: protocol.KindResult, ID: id, Result: protocol.ResProgress, Fields: numbers(p.Done, p.Total, 0, p.Bad, int(p.Read), int(p.Size))})
 	}}
 	if q.Repair {

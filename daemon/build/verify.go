@@ -26,11 +26,11 @@ type VerifyProgress struct {
 	Read, Size       int64 // bytes of archives, until now and of all
 }
 
-// Verify checks the store in the order of Nix: existence of paths, the pool of links, contents. What has no files and no
-// referrers is forgotten when all paths are looked at. With Repair, what is wrong is mended, references first.
+// Verify checks the existence of paths, their contents, and the pool of links, which need not be read when all contents are right.
+// What has no files and no referrers is forgotten when all paths are looked at. With Repair, what is wrong is mended, references first.
 func (b *Builder) Verify(ctx context.Context, q *protocol.VerifyRequest, v *Verification) (*protocol.VerifyResult, error) {
 	c := &checkup{b: b, q: q, v: v, result: &protocol.VerifyResult{Findings: []protocol.Finding{}}}
-	steps := []func(context.Context) error{c.existence, c.links, c.contents, c.mend, c.unknown}
+	steps := []func(context.Context) error{c.existence, c.contents, c.links, c.mend, c.unknown}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return nil, err
@@ -139,13 +139,13 @@ func (c *checkup) forget(ctx context.Context, vanished []store.Path) error {
 	return nil
 }
 
-// links reads the pool of hard links.
+// links reads of the pool of hard links what was not read as part of an object that is as it should be.
 func (c *checkup) links(ctx context.Context) error {
 	if !c.q.Contents || !c.all() {
 		return nil
 	}
 	c.say(protocol.LevelInfo, "checking link hashes...")
-	return c.b.store.VerifyLinks(ctx, c.q.Repair, func(l disk.BadLink) {
+	return c.b.store.VerifyLinks(ctx, disk.LinkCheck{Unshared: len(c.bad) == 0, Remove: c.q.Repair && !c.q.DryRun}, func(l disk.BadLink) {
 		f := protocol.Finding{Kind: linkKind, Path: l.Path, Text: fmt.Sprintf("link '%s' was modified! expected hash '%s', got '%s'", l.Path, l.Want, l.Got)}
 		if l.Removed {
 			f.Fixed, f.How = true, "removed"

@@ -343,12 +343,21 @@ type BadLink struct {
 	Removed   bool
 }
 
-// VerifyLinks reads the pool, calls report for entries that are damaged, and with remove takes them out, so that nothing
-// becomes a link to them any more. Objects that have such a file are damaged as well, which Verify finds.
-func (s *Store) VerifyLinks(ctx context.Context, remove bool, report func(BadLink)) error {
+// LinkCheck says what VerifyLinks does.
+type LinkCheck struct {
+	Unshared bool // only entries that have no other name: a verification has just read the files of all objects, and found them right
+	Remove   bool // take damaged entries out
+}
+
+// VerifyLinks reads the pool and calls report for entries that are damaged. Objects that have such a file are damaged as
+// well, which Verify finds.
+func (s *Store) VerifyLinks(ctx context.Context, o LinkCheck, report func(BadLink)) error {
 	err := s.eachLink(func(path string, st *unix.Stat_t) error {
 		if err := context.Cause(ctx); err != nil {
 			return err
+		}
+		if o.Unshared && st.Nlink > 1 {
+			return nil
 		}
 		name := filepath.Base(filepath.Dir(path)) + filepath.Base(path)
 		want, err := store.ParseHash("blake3:"+name, store.BLAKE3)
@@ -363,7 +372,7 @@ func (s *Store) VerifyLinks(ctx context.Context, remove bool, report func(BadLin
 		if bad.Got == want {
 			return nil
 		}
-		if remove {
+		if o.Remove {
 			if err := os.Remove(path); err != nil {
 				return err
 			}

@@ -158,7 +158,7 @@ func TestOptimiseDamaged(t *testing.T) {
 		t.Fatalf("found %v", found)
 	}
 	var links []disk.BadLink
-	if err := s.VerifyLinks(t.Context(), false, func(b disk.BadLink) { links = append(links, b) }); err != nil || len(links) != 1 {
+	if err := s.VerifyLinks(t.Context(), disk.LinkCheck{}, func(b disk.BadLink) { links = append(links, b) }); err != nil || len(links) != 1 {
 		t.Errorf("bad links: %v, %v", links, err)
 	}
 	if stats := optimise(t, s); stats.Skipped != 0 { // its files are in the pool, so that it is not read
@@ -167,7 +167,7 @@ func TestOptimiseDamaged(t *testing.T) {
 	if found := problems(t, s); len(found) != 1 {
 		t.Fatalf("the damage has spread: %v", found)
 	}
-	if err := s.VerifyLinks(t.Context(), true, func(disk.BadLink) {}); err != nil {
+	if err := s.VerifyLinks(t.Context(), disk.LinkCheck{Remove: true}, func(disk.BadLink) {}); err != nil {
 		t.Error(err)
 	}
 	if err := s.Replace(t.Context(), twins[1], archiveOf(1)); err != nil {

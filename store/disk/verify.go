@@ -247,7 +247,7 @@ func (s *Store) Intact(ctx context.Context, p store.Path) (bool, error) {
 func (s *Store) read(ctx context.Context, p store.Path, o *meta.Object, at *pace) (int64, *Problem) {
 	want := store.NewHash(store.SHA256, o.NarHash[:])
 	c := counter{h: store.SHA256.New()}
-	err := nar.Dump(contextWriter{ctx, pacedWriter{ctx, at, &c}}, s.RealPath(p))
+	err := nar.DumpAt(contextWriter{ctx, pacedWriter{ctx, at, &c}}, int(s.dir.Fd()), p.Base())
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EIO) {
 		return c.n, &Problem{Kind: Unreadable, Want: want, Err: err}
 	}
