@@ -61,7 +61,7 @@ func (x *session) findRoots(ctx context.Context, _ struct{}) (reply, error) {
 			continue
 		}
 		link := r.Link
-		if r.Kind != gc.KindLink && r.Kind != gc.KindProfile {
+		if !public(r.Kind) {
 			if link = "{" + string(r.Kind) + ":" + r.Link + "}"; !x.may(archive.Inspect) {
 				link = censored
 			}
@@ -326,7 +326,7 @@ func (x *session) gcWhy(ctx context.Context, p store.Path) (reply, error) {
 	chains := make([]protocol.Chain, 0, len(found))
 	for _, c := range found {
 		chain := protocol.Chain{Kind: string(c.Root.Kind), Link: censored, Paths: c.Paths}
-		if x.may(archive.Inspect) || c.Root.Kind == gc.KindLink || c.Root.Kind == gc.KindProfile {
+		if x.may(archive.Inspect) || public(c.Root.Kind) {
 			who := protocol.Who(c.Root.Who())
 			chain.Link, chain.Who = c.Root.Link, &who
 		}

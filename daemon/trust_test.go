@@ -125,7 +125,7 @@ func requestOf(op protocol.Op, e *protocol.Encoder, p store.Path) (upload []byte
 		e.Path(p)
 	case protocol.OpQueryDerivationOutputs, protocol.OpQueryDerivationOutputNames, protocol.OpQueryDerivationOutputMap, protocol.OpFollowLog, protocol.OpNarFromPath:
 		e.Path(drv)
-	case protocol.OpSyncWithGC, protocol.OpFindRoots, protocol.OpQueryAllValidPaths, protocol.OpQueryFailedPaths, protocol.OpStatus, protocol.OpImportPaths, protocol.OpOptimiseStore, protocol.OpOptimise:
+	case protocol.OpSyncWithGC, protocol.OpFindRoots, protocol.OpQueryAllValidPaths, protocol.OpQueryFailedPaths, protocol.OpStatus, protocol.OpRoots, protocol.OpImportPaths, protocol.OpOptimiseStore, protocol.OpOptimise:
 	case protocol.OpQueryValidPaths:
 		e.Paths(nil)
 		e.Bool(true)
@@ -195,7 +195,9 @@ func requestOf(op protocol.Op, e *protocol.Encoder, p store.Path) (upload []byte
 		e.Bool(false)
 	case protocol.OpCollectGarbage2:
 		e.Text(`{"dryRun":true}`)
-	case protocol.OpVerify:
+	case protocol.OpAddRoot:
+		e.Text(fmt.Sprintf(`{"path":%q,"ttl":1}`, p))
+	case protocol.OpVerify, protocol.OpDeleteRoots:
 		e.Text(`{}`)
 	default:
 		return nil, false
@@ -366,6 +368,54 @@ func inspect(t *testing.T, r *rig, held store.Path) {
 			t.Errorf("user %d is told to be %+v", uid, st.You)
 		}
 		c.Close()
+	}
+}
+
+// TestNamedRoots adds roots as some users and deletes them as others.
+func TestNamedRoots(t *testing.T) {
+	needRoot(t)
+	r := start(t, nil)
+	r.writeACL("uid:32001 default\nuid:32002 default\nuid:32003 default,pin\n* none\n")
+	p := addText(t, r.dial(), "a", "hello").Path
+	conns := map[int]*client.Conn{}
+	for _, uid := range []int{32001, 32002, 32003} {
+		c, err := r.as(uid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns[uid] = c
+	}
+	ctx := t.Context()
+	for _, uid := range []int{32001, 32002} {
+		got, err := conns[uid].AddRoot(ctx, &protocol.AddRootRequest{Path: p, Name: "mine", TTL: 3600})
+		if err != nil || got.Who == nil || got.Who.UID != uid || time.Until(got.Who.Until) < 50*time.Minute {
+			t.Fatalf("user %d: %+v, %v", uid, got, err)
+		}
+	}
+	for _, ttl := range []int64{-1, 1 << 62} {
+		if _, err := conns[32001].AddRoot(ctx, &protocol.AddRootRequest{Path: p, TTL: ttl}); err == nil {
+			t.Errorf("a root for %d seconds", ttl)
+		}
+	}
+	theirs := 32001
+	for _, c := range []struct {
+		uid     int
+		owner   *int
+		allowed bool
+	}{{32002, &theirs, false}, {32003, &theirs, true}, {32002, nil, true}} {
+		gone, err := conns[c.uid].DeleteRoots(ctx, &protocol.DeleteRootsRequest{Names: []string{"mine"}, UID: c.owner})
+		if c.allowed && (err != nil || len(gone) != 1) || !c.allowed && !errors.Is(err, protocol.ErrNotAllowed) {
+			t.Errorf("user %d deletes: %+v, %v", c.uid, gone, err)
+		}
+	}
+	list, err := conns[32001].Roots(ctx)
+	for _, root := range list {
+		if root.Kind == "named" || root.Kind == "lease" && (root.Link != "{censored}" || root.Who != nil) {
+			t.Errorf("left: %+v", root)
+		}
+	}
+	if err != nil || len(list) == 0 {
+		t.Errorf("roots: %+v, %v", list, err)
 	}
 }
 

@@ -428,8 +428,9 @@
 // # cairn gc
 //
 // Delete every object that no root reaches. Roots are generations of profiles, links
-// below gcroots, work that is running, and what running processes use. Building and
-// adding go on meanwhile, and what they need stays.
+// below gcroots, work that is running, what running processes use, and what 'cairn gc
+// root add' keeps until it expires. Building and adding go on meanwhile, and what they
+// need stays.
 //
 // Old generations of a profile are roots. With -d all but the current one are deleted
 // first, of every profile that you may change: all of them for root. With --keep-last,
@@ -452,7 +453,7 @@
 //	  --max-freed SIZE             stop after SIZE, for example 2G
 //	  --older-than AGE             only objects added longer ago than AGE, for example 7d
 //	  -q, --quiet                  print neither progress nor what is deleted
-//	  --roots                      list the roots
+//	  --roots                      list the roots, with who is behind each, since and until when
 //	  --why PATH                   print the chains from roots to PATH
 //
 // For example:
@@ -463,6 +464,66 @@
 //	cairn gc --free 20% --older-than 7d
 //	cairn gc --max-freed 2G
 //	cairn gc --why /cairn/store/f2ib…-hello
+//
+// # cairn gc root
+//
+// Keep objects, and what they refer to, under a name. Such a root belongs to the user
+// who adds it. It outlives the daemon and the machine's restart, and ends when its
+// owner deletes it, or at its expiry: then the next collection removes it.
+//
+// Other roots are made elsewhere: by builds with a result link, by profiles, by work that
+// is running. 'cairn gc --roots' lists them all.
+//
+// For example:
+//
+//	cairn gc root add ./result --name demo --expires 7d
+//	cairn gc root list
+//	cairn gc root delete demo
+//
+// # cairn gc root add
+//
+// Keep an object and what it refers to. PATH is an object, or a link to one.
+//
+// A root of yours that has the name already is replaced, so that adding one again renews
+// its expiry. It takes the right "root", which everybody has by default.
+//
+//	cairn gc root add [--name NAME] [--expires AGE] [--json] PATH [flags]
+//	  --expires AGE                keep it for AGE, for example 12h or 7d (default: for ever)
+//	  --json                       print JSON
+//	  --name NAME                  call the root NAME (default: as the object)
+//
+// For example:
+//
+//	cairn gc root add ./result --name demo --expires 7d
+//	cairn gc root add /cairn/store/f2ib…-hello
+//
+// # cairn gc root delete
+//
+// Delete roots of yours, or of another user if you have the right "pin": all that are
+// named, or none if one of them does not exist. Objects that nothing else keeps go with
+// the next collection.
+//
+//	cairn gc root delete [--owner USER] [--json] NAME... [flags]
+//	  --json                       print JSON
+//	  --owner USER                 those of USER, by name or number
+//
+// For example:
+//
+//	cairn gc root delete demo
+//	cairn gc root delete --owner alice demo old-demo
+//
+// # cairn gc root list
+//
+// List the roots that 'cairn gc root add' has made, of all users, with owner, age and
+// expiry. Those that have expired are not listed: they keep nothing.
+//
+//	cairn gc root list [--json] [flags]
+//	  --json                       print JSON
+//
+// For example:
+//
+//	cairn gc root list
+//	cairn gc root list --json
 //
 // # cairn init
 //

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/user"
-	"strconv"
 	"strings"
 	"time"
 
@@ -32,8 +30,9 @@ func newGCCmd(env *Env) *cobra.Command {
 		GroupID: "store",
 		Short:   "Delete what nothing keeps alive, or say what keeps it",
 		Long: `Delete every object that no root reaches. Roots are generations of profiles, links
-below gcroots, work that is running, and what running processes use. Building and
-adding go on meanwhile, and what they need stays.
+below gcroots, work that is running, what running processes use, and what 'cairn gc
+root add' keeps until it expires. Building and adding go on meanwhile, and what they
+need stays.
 
 Old generations of a profile are roots. With -d all but the current one are deleted
 first, of every profile that you may change: all of them for root. With --keep-last,
@@ -57,7 +56,7 @@ The daemon collects by itself when its setting min-free says so ('cairn daemon s
 	f.BoolVarP(&o.dryRun, "dry-run", "n", false, "only list what would be deleted")
 	f.StringVar(&o.maxFreed, "max-freed", "", "stop after `SIZE`, for example 2G")
 	f.StringVar(&o.why, "why", "", "print the chains from roots to `PATH`")
-	f.BoolVar(&o.roots, "roots", false, "list the roots")
+	f.BoolVar(&o.roots, "roots", false, "list the roots, with who is behind each, since and until when")
 	f.BoolVar(&o.json, "json", false, "print JSON")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "print neither progress nor what is deleted")
 	f.StringVar(&o.free, "free", "", "stop when `SIZE`, or a part such as 20%, is free where the store is")
@@ -69,6 +68,7 @@ The daemon collects by itself when its setting min-free says so ('cairn daemon s
 	cmd.MarkFlagsMutuallyExclusive("keep-days", "delete-generations-older-than")
 	cmd.MarkFlagsMutuallyExclusive("why", "roots", "dry-run")
 	cmd.MarkFlagsMutuallyExclusive("why", "roots", "max-freed")
+	cmd.AddCommand(newGCRootCmd(env))
 	return cmd
 }
 
@@ -240,39 +240,16 @@ func who(w *protocol.Who) string {
 		parts = append(parts, strings.TrimSpace(fmt.Sprintf("process %d %s", w.PID, stripEscapes(w.Command))))
 	}
 	if w.UID >= 0 {
-		name := fmt.Sprintf("uid %d", w.UID)
-		if u, err := user.LookupId(strconv.Itoa(w.UID)); err == nil {
-			name = u.Username
-		}
-		parts = append(parts, "of "+name)
+		parts = append(parts, "of "+userName(w.UID))
 	}
 	if !w.Since.IsZero() {
 		parts = append(parts, "since "+w.Since.Format(time.DateTime))
+	}
+	if !w.Until.IsZero() {
+		parts = append(parts, "until "+w.Until.Format(time.DateTime))
 	}
 	if len(parts) == 0 {
 		return ""
 	}
 	return " (" + strings.Join(parts, ", ") + ")"
-}
-
-func gcRoots(ctx context.Context, env *Env, s *session, o *gcOptions) error {
-	roots, err := s.FindRoots(ctx)
-	if err != nil {
-		return err
-	}
-	if o.json {
-		type root struct {
-			Link   string     `json:"link"`
-			Target store.Path `json:"target"`
-		}
-		list := make([]root, len(roots))
-		for i, r := range roots {
-			list[i] = root(r)
-		}
-		return env.printJSON(list)
-	}
-	for _, r := range roots {
-		env.printf("%s → %s\n", stripEscapes(r.Link), r.Target)
-	}
-	return nil
 }

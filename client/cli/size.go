@@ -63,7 +63,7 @@ func parseAge(s string) (time.Duration, error) {
 	if s != "" {
 		if n, ok := days[s[len(s)-1]]; ok {
 			v, err := strconv.ParseUint(s[:len(s)-1], 10, 16)
-			if err == nil {
+			if err == nil && time.Duration(v)*n <= math.MaxInt64/(24*time.Hour) {
 				return time.Duration(v) * n * 24 * time.Hour, nil
 			}
 		}
@@ -73,4 +73,17 @@ func parseAge(s string) (time.Duration, error) {
 		return 0, hinted(fmt.Errorf("age %q is not a duration", s), "write ages as 12h, 30d or 4w")
 	}
 	return d, nil
+}
+
+// formatAge writes a duration for people, in its largest unit.
+func formatAge(d time.Duration) string {
+	for _, unit := range []struct {
+		length time.Duration
+		name   string
+	}{{24 * time.Hour, "d"}, {time.Hour, "h"}, {time.Minute, "min"}} {
+		if d >= unit.length {
+			return fmt.Sprintf("%d %s", d/unit.length, unit.name)
+		}
+	}
+	return fmt.Sprintf("%d s", max(0, d/time.Second))
 }

@@ -146,10 +146,33 @@ type Chain struct {
 	Paths []store.Path `json:"paths"`
 }
 
-// Who is behind a root: the process that uses it, or the owner of the link. What is not known is zero.
+// Who is behind a root: the process that uses it, or the owner. What is not known is zero.
 type Who struct {
 	PID     int       `json:"pid,omitempty"`
 	Command string    `json:"command,omitempty"`
 	UID     int       `json:"uid"` // -1: unknown
 	Since   time.Time `json:"since,omitzero"`
+	Until   time.Time `json:"until,omitzero"` // when it expires; zero: it does not
+}
+
+// RootInfo is a root as OpRoots lists it and OpAddRoot answers it.
+type RootInfo struct {
+	Kind   string     `json:"kind"`
+	Name   string     `json:"name,omitempty"` // of a named root
+	Link   string     `json:"link"`
+	Target store.Path `json:"target"`
+	Who    *Who       `json:"who,omitempty"` // nil: not yours to know
+}
+
+// AddRootRequest is what OpAddRoot asks for, as JSON.
+type AddRootRequest struct {
+	Path store.Path `json:"path"`
+	Name string     `json:"name,omitempty"` // default: the object's base name
+	TTL  int64      `json:"ttl,omitempty"`  // seconds until it expires; 0: never
+}
+
+// DeleteRootsRequest is what OpDeleteRoots asks for, as JSON.
+type DeleteRootsRequest struct {
+	Names []string `json:"names"`
+	UID   *int     `json:"uid,omitempty"` // whose they are; default: the peer's
 }

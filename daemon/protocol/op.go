@@ -77,6 +77,12 @@ const (
 	OpNARs Op = 0x6361_000a
 	// OpQueryClosurePaths: paths → the list of paths of the closure, references first.
 	OpQueryClosurePaths Op = 0x6361_000b
+	// OpRoots: → JSON list of RootInfo, all that keeps something.
+	OpRoots Op = 0x6361_0010
+	// OpAddRoot: JSON AddRootRequest → JSON RootInfo. The root is durable, and the peer's user owns it.
+	OpAddRoot Op = 0x6361_0011
+	// OpDeleteRoots: JSON DeleteRootsRequest → JSON list of RootInfo, those that were deleted: all or none.
+	OpDeleteRoots Op = 0x6361_0012
 	// OpAddOpen: name, content address method, references; with the first byte comes a file descriptor, open for reading, of
 	// what is to be added → optional keyed path info: none when the daemon wants the contents sent (OpAddToStore). Of FeatureDescriptor.
 	OpAddOpen Op = 0x6361_0020

@@ -140,6 +140,8 @@ type Store struct {
 	begun   time.Time
 	added   atomic.Int64 // when the last addition was handed over, in nanoseconds since begun
 
+	naming sync.Mutex // held while named roots are changed; before graph.mu
+
 	mu     sync.Mutex // guards leases and closed
 	leases map[*Lease]struct{}
 	closed bool

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"context"
 	"crypto/sha1"
 	"errors"
 	"fmt"
@@ -38,7 +39,7 @@ func (s *Store) AddPermRoot(p store.Path, link string) error {
 	if !filepath.IsAbs(link) || filepath.Clean(link) != link {
 		return fmt.Errorf("add root %q: not an absolute clean path", link)
 	}
-	s.keepTarget(p.String())
+	defer s.holdFor(context.Background(), p)() // until the link is there
 	if !s.IsValid(p) {
 		return fmt.Errorf("add root %s: %w", link, notValid(p))
 	}
@@ -76,7 +77,7 @@ const newRoot = ".cairn-new-"
 
 // replaceLink makes a symbolic link by one rename, durably.
 func (s *Store) replaceLink(target, link string) error {
-	if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
+	if err := makeDirs(filepath.Dir(link)); err != nil {
 		return err
 	}
 	temp := filepath.Join(filepath.Dir(link), newRoot+s.start+fmt.Sprint(s.names.Add(1)))
@@ -94,6 +95,24 @@ func (s *Store) replaceLink(target, link string) error {
 	}
 	failpoint.Hit("disk/root/named")
 	return nil
+}
+
+// makeDirs makes a directory and those above it that are missing, durably.
+func makeDirs(dir string) error {
+	err := os.Mkdir(dir, 0o755)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := makeDirs(filepath.Dir(dir)); err != nil {
+			return err
+		}
+		err = os.Mkdir(dir, 0o755)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return nil // if it is no directory, what is made in it fails
+	}
+	if err != nil {
+		return err
+	}
+	return syncFile(filepath.Dir(dir))
 }
 
 // dropNewRoots removes roots that a crash has left below their temporary names, where they would keep an object for ever.

@@ -5,6 +5,7 @@
 //
 //	link      STATEDIR/gcroots, recursively: links into the store, links to links into it (gcroots/auto has one for
 //	          each indirect root, named by the base-32 SHA-1 of the link's path), files named like objects
+//	named     STATEDIR/gcroots/named: links with an owner, a name and perhaps an expiry, see disk.NamedRoot
 //	profile   STATEDIR/profiles, in the same way
 //	temporary STATEDIR/temproots/<pid> of living clients that write the store's state themselves:
 //	          NUL-terminated paths
@@ -12,7 +13,7 @@
 //	process   executables, mapped files, working directories, open files and environments of the processes that
 //	          we may look at
 //
-// A link in gcroots/auto whose target is gone is removed. A link that may be a root but cannot be read stops
+// A link in gcroots/auto whose target is gone is removed. A named root that has expired is none, and a deletion removes it. A link that may be a root but cannot be read stops
 // the collection: what it keeps is unknown.
 //
 // # Collection
@@ -182,6 +183,11 @@ func (c *collection) mark(ctx context.Context) error {
 	var from []uint32
 	if c.opts.Action != DeleteSpecific || !c.opts.IgnoreRoots {
 		c.progress(PhaseRoots, 0, 0)
+		if c.opts.Action == DeleteDead && !c.opts.DryRun {
+			if err := c.s.DropExpiredRoots(); err != nil {
+				return err
+			}
+		}
 		roots, err := findRoots(ctx, c.s, !c.opts.NoProcesses)
 		if err != nil {
 			return err

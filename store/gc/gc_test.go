@@ -209,6 +209,41 @@ func TestPermRoot(t *testing.T) {
 	r.wantValid(true, a, b)
 }
 
+func TestNamedRoots(t *testing.T) {
+	r := newRig(t)
+	held, over := r.text("held"), r.text("over")
+	for p, root := range map[store.Path]disk.NamedRoot{held: {UID: 7, Name: "h", Expires: time.Now().Add(time.Hour)}, over: {UID: 7, Name: "o", Expires: time.Now().Add(time.Hour)}} {
+		root.Path = p
+		if _, err := r.AddNamedRoot(root); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.wantValid(true, held, over)
+	chains, err := gc.Why(t.Context(), r.Store, over)
+	if err != nil || len(chains) != 1 {
+		t.Fatalf("%v, %v", chains, err)
+	}
+	if w := chains[0].Root.Who(); chains[0].Root.Kind != gc.KindNamed || w.UID != 7 || time.Until(w.Until) < 50*time.Minute || time.Since(w.Since) > time.Minute {
+		t.Errorf("%+v is of %+v", chains[0].Root, w)
+	}
+	dir := filepath.Dir(chains[0].Root.Link)
+	if err := os.Rename(chains[0].Root.Link, filepath.Join(dir, "o@1000")); err != nil { // as if the hour had passed
+		t.Fatal(err)
+	}
+	if res := r.collect(gc.Options{Action: gc.DeleteDead, DryRun: true}); !slices.Equal(res.Paths, []store.Path{over}) {
+		t.Errorf("a dry run would delete %v", res.Paths)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 2 {
+		t.Errorf("roots after a dry run: %v, %v", entries, err)
+	}
+	r.collect(gc.Options{Action: gc.DeleteDead})
+	r.wantValid(true, held)
+	r.wantValid(false, over)
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+		t.Errorf("roots after a collection: %v, %v", entries, err)
+	}
+}
+
 func TestProcessRoots(t *testing.T) {
 	r := newRig(t)
 	dir := t.TempDir()

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,6 +23,7 @@ type Kind string
 // The kinds.
 const (
 	KindLink      Kind = "link"
+	KindNamed     Kind = "named"
 	KindProfile   Kind = "profile"
 	KindTemporary Kind = "temporary"
 	KindLease     Kind = "lease"
@@ -33,6 +35,9 @@ type Root struct {
 	Kind   Kind       `json:"kind"`
 	Link   string     `json:"link"` // path of the link, owner of the lease, place in /proc
 	Target store.Path `json:"target"`
+	UID    int        `json:"uid,omitempty"`  // the owner of a named root
+	Name   string     `json:"name,omitempty"` // of a named root
+	Until  time.Time  `json:"until,omitzero"` // when a named root or a lease expires; zero: never, or with the process
 }
 
 func (r Root) String() string { return string(r.Kind) + " " + r.Link }
@@ -54,7 +59,7 @@ func Roots(ctx context.Context, s *disk.Store) ([]Root, error) {
 }
 
 func findRoots(ctx context.Context, s *disk.Store, processes bool) ([]Root, error) {
-	f := &finder{ctx: ctx, s: s, layout: s.Layout()}
+	f := &finder{ctx: ctx, s: s, layout: s.Layout(), now: time.Now()}
 	if err := f.tree(KindLink, filepath.Join(f.layout.StateDir, "gcroots")); err != nil {
 		return nil, err
 	}
@@ -71,7 +76,7 @@ func findRoots(ctx context.Context, s *disk.Store, processes bool) ([]Root, erro
 	}
 	for _, l := range s.Leases() {
 		for _, p := range l.Paths {
-			f.add(KindLease, l.Owner, p)
+			f.roots = append(f.roots, Root{Kind: KindLease, Link: l.Owner, Target: p, Until: l.Expires})
 		}
 	}
 	if processes {
@@ -86,11 +91,12 @@ type finder struct {
 	ctx    context.Context
 	s      *disk.Store
 	layout disk.Layout
+	now    time.Time
 	roots  []Root
 }
 
 func (f *finder) add(kind Kind, link string, p store.Path) {
-	f.roots = append(f.roots, Root{kind, link, p})
+	f.roots = append(f.roots, Root{Kind: kind, Link: link, Target: p})
 }
 
 // tree looks for roots in a directory and those below it.
@@ -111,7 +117,11 @@ func (f *finder) tree(kind Kind, dir string) error {
 		case fs.ModeDir:
 			err = f.tree(kind, name)
 		case fs.ModeSymlink:
-			err = f.link(kind, name)
+			if r, ok := f.layout.ParseNamedRoot(name); ok {
+				err = f.named(r)
+			} else {
+				err = f.link(kind, name)
+			}
 		case 0:
 			if p, err := f.layout.Dir.Path(e.Name()); err == nil {
 				f.add(kind, name, p)
@@ -177,6 +187,22 @@ func cutDir(path, dir string) (string, bool) {
 		return path[len(dir)+1:], true
 	}
 	return "", false
+}
+
+// named adds a named root unless it has expired. It is a link of ours, and leads to its object at once; if somebody else
+// made it, it is one like others.
+func (f *finder) named(r disk.NamedRoot) error {
+	if r.Expired(f.now) {
+		return nil
+	}
+	target, err := os.Readlink(r.Link)
+	if err == nil {
+		if p, ok := f.object(target); ok {
+			f.roots = append(f.roots, Root{Kind: KindNamed, Link: r.Link, Target: p, UID: r.UID, Name: r.Name, Until: r.Expires})
+			return nil
+		}
+	}
+	return f.link(KindLink, r.Link)
 }
 
 // stale removes an automatic root whose target is gone. Others may be meant to come back.

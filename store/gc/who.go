@@ -15,12 +15,13 @@ type Who struct {
 	Command string    `json:"command,omitempty"`
 	UID     int       `json:"uid"` // of the process, or of the link's owner; -1: unknown
 	Since   time.Time `json:"since,omitzero"`
+	Until   time.Time `json:"until,omitzero"` // zero: no expiry
 }
 
 // Who says who is behind a root: of a process or a client's temporary root, the process as it is now; of a link, the
-// link's owner and when it was made.
+// link's owner and when it was made; of a named root, whose it is.
 func (r Root) Who() Who {
-	w := Who{UID: -1}
+	w := Who{UID: -1, Until: r.Until}
 	switch r.Kind {
 	case KindProcess:
 		pid, _, _ := strings.Cut(strings.TrimPrefix(r.Link, "/proc/"), "/")
@@ -28,6 +29,9 @@ func (r Root) Who() Who {
 	case KindTemporary:
 		w.process(filepath.Base(r.Link))
 		w.since(r.Link)
+	case KindNamed:
+		w.since(r.Link)
+		w.UID = r.UID
 	case KindLink, KindProfile:
 		w.since(r.Link)
 		w.owner(r.Link)

@@ -33,7 +33,7 @@ var loads = []*load{
 	{name: "gc", work: []step{(*driver).add, (*driver).litter, (*driver).collect}, steps: 10},
 	{name: "optimise", work: []step{(*driver).addEqual, (*driver).addEqual, (*driver).optimise}, steps: 6},
 	{name: "optimise-at-once", work: []step{(*driver).addEqual, (*driver).addEqual, (*driver).collect}, steps: 8, set: []string{"auto-optimise-store=true"}},
-	{name: "roots", work: []step{(*driver).addRoot, (*driver).addRoot}, steps: 8},
+	{name: "roots", work: []step{(*driver).addRoot, (*driver).addNamedRoot}, steps: 8},
 	{name: "repair", work: []step{(*driver).repair}, steps: 6},
 	{name: "engine", engine: (*driver).engineWork, steps: 4},
 	{name: "profile", engine: (*driver).profileWork, steps: 6},
@@ -295,10 +295,36 @@ func (d *driver) addRoot(ctx context.Context, c *client.Conn) error {
 	if err := c.AddPermRoot(ctx, info.Path, link); err != nil {
 		return err
 	}
+	return d.rooted(link, info.Path)
+}
+
+// rooted notes that the daemon has acknowledged a root.
+func (d *driver) rooted(link string, p store.Path) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.at[link] = info.Path
-	return d.write(event{Verb: "linked", Link: link, Path: info.Path})
+	d.at[link] = p
+	return d.write(event{Verb: "linked", Link: link, Path: p})
+}
+
+// addNamedRoot adds something and has the daemon keep it under a name, at first for a time and then, perhaps, for ever.
+func (d *driver) addNamedRoot(ctx context.Context, c *client.Conn) error {
+	info, err := c.AddToStore(ctx, "named", store.Text, store.SHA256, nil, bytes.NewReader(randomBytes(100)))
+	if err != nil {
+		return err
+	}
+	req := &protocol.AddRootRequest{Path: info.Path, Name: fmt.Sprintf("root-%d", rand.Uint64())}
+	if rand.IntN(2) == 0 {
+		req.TTL = 3600
+		if _, err := c.AddRoot(ctx, req); err != nil {
+			return err
+		}
+		req.TTL = 0
+	}
+	r, err := c.AddRoot(ctx, req)
+	if err != nil {
+		return err
+	}
+	return d.rooted(r.Link, info.Path)
 }
 
 // litter puts something into the store directory that is no object.

@@ -237,6 +237,11 @@ var operations = []struct {
 	{protocol.OpFollowLog, func(s *script) { s.e.Path(s.drv()) }},
 	{protocol.OpGCWhy, (*script).sendPath},
 	{protocol.OpStatus, func(*script) {}},
+	{protocol.OpRoots, func(*script) {}},
+	{protocol.OpAddRoot, func(s *script) {
+		s.e.Text(fmt.Sprintf(`{"path":%q,"name":"root-%d","ttl":%d}`, s.path(), s.IntN(5), s.IntN(3)))
+	}},
+	{protocol.OpDeleteRoots, func(s *script) { s.e.Text(fmt.Sprintf(`{"names":["root-%d"]}`, s.IntN(5))) }},
 	{protocol.OpCollectGarbage2, func(s *script) { s.e.Text(`{"dryRun":true}`) }},
 	{protocol.OpQueryClosure, func(s *script) { s.e.Paths(s.paths()) }},
 	{protocol.OpQueryClosurePaths, func(s *script) { s.e.Paths(s.paths()) }},
