@@ -258,9 +258,20 @@ func (c *Conn) exchange(k *call) error {
 // converse sends the request and reads the messages.
 func (c *Conn) converse(k *call) error {
 	if err := c.e.Flush(); err != nil {
-		return c.lost(err)
+		return c.brokenOff(k, err)
 	}
 	return c.messages(k)
+}
+
+// brokenOff ends the session because a request could not be written. If the daemon has said why, it returns that.
+func (c *Conn) brokenOff(k *call, err error) error {
+	c.err = err
+	said := c.messages(k)
+	if _, ok := errors.AsType[*protocol.Error](said); !ok {
+		return c.lost(err)
+	}
+	c.Close()
+	return said
 }
 
 func (c *Conn) reply(k *call) error {

@@ -64,7 +64,8 @@
 //
 // Connections are limited, in all and per user; one request costs at most protocol.MaxRequest
 // bytes of memory, all large ones together maxMemory (memory.go), a waiting message queue a few MiB; contents are streamed.
-// A client that pauses in the middle of a request loses its session after Options.MaxStall.
+// A client that pauses in the middle of a request loses its session after Options.MaxStall. One whose request is refused before its end is
+// told so; the rest is thrown away for a few seconds, so that it gets to read that.
 //
 // # Shutdown
 //

@@ -703,14 +703,8 @@ func TestLongSocketPath(t *testing.T) {
 // TestStdio serves a session on two pipes.
 func TestStdio(t *testing.T) {
 	r := start(t, nil)
-	inR, inW, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	outR, outW, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	inR, inW := pipeOf(t)
+	outR, outW := pipeOf(t)
 	done := make(chan error, 1)
 	go func() { done <- r.server.ServeStdio(context.Background(), inR, outW) }()
 	c, err := client.New(t.Context(), duplex{outR, inW}, nil)

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -274,31 +276,97 @@ func TestLargeRequestsShareMemory(t *testing.T) {
 	r := start(t, nil)
 	var wg sync.WaitGroup
 	refused := make(chan string, 100)
-	hold := make(chan struct{})
+	var conns []net.Conn
 	for range 30 {
+		conn := r.pipe(daemon.Peer{Trusted: true})
+		conns = append(conns, conn)
 		wg.Go(func() {
-			c := r.raw(34)
+			c := rawOn(t, conn, 34)
 			c.e.Uint64(uint64(protocol.OpQueryValidPaths))
 			c.e.Uint64(1 << 20)
 			for range 3500 { // 13 MiB, and then nothing
 				c.e.Text(strings.Repeat("x", 4000))
 			}
-			if c.e.Flush() == nil {
-				<-hold
+			if err := c.e.Flush(); err != nil {
+				refused <- err.Error()
 				return
 			}
-			refused <- ""
+			if m := c.d.Message(); m.Kind == protocol.KindError {
+				refused <- m.Err.Error()
+			}
 		})
 	}
 	for range 5 {
-		<-refused
+		if why := <-refused; !strings.Contains(why, protocol.ErrBusy.Error()) {
+			t.Errorf("refused with %q", why)
+		}
 	}
 	info := addText(t, r.dial(), "a", "small requests go on")
 	if info == nil {
 		t.Error("no info")
 	}
-	close(hold)
+	for _, conn := range conns {
+		conn.Close()
+	}
 	wg.Wait()
+}
+
+// TestTooLargeRequest sends more than a request may have, over all kinds of streams: the client is told so, although it reads only after it has
+// written everything, and neither side waits for the other.
+func TestTooLargeRequest(t *testing.T) {
+	r := start(t, nil)
+	p, err := store.DefaultDir.Path(baseB + ".drv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	targets := slices.Repeat([]protocol.Target{{Path: p, Outputs: protocol.All()}}, 1<<20)
+	serve := func(a io.ReadWriteCloser) chan error {
+		done := make(chan error, 1)
+		go func() { done <- r.server.ServeConn(context.Background(), a, daemon.Peer{Trusted: true}) }()
+		return done
+	}
+	for name, connect := range map[string]func() (io.ReadWriteCloser, chan error){
+		"socket": func() (io.ReadWriteCloser, chan error) {
+			a, b := socketpair(t)
+			return b, serve(a)
+		},
+		"memory": func() (io.ReadWriteCloser, chan error) {
+			a, b := net.Pipe()
+			return b, serve(a)
+		},
+		"stdio": func() (io.ReadWriteCloser, chan error) {
+			in, toServer := pipeOf(t)
+			fromServer, out := pipeOf(t)
+			done := make(chan error, 1)
+			go func() { done <- r.server.ServeStdio(context.Background(), in, out) }()
+			return duplex{fromServer, toServer}, done
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			stream, done := connect()
+			c, err := client.New(t.Context(), stream, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if _, err := c.Missing(t.Context(), targets, nil); err == nil || !strings.Contains(err.Error(), "budget of 64 MiB; ask for less") {
+				t.Errorf("the client learns %v", err)
+			}
+			c.Close()
+			if err := <-done; !errors.Is(err, protocol.ErrTooMuch) {
+				t.Errorf("the session ends with %v", err)
+			}
+		})
+	}
+}
+
+func pipeOf(t *testing.T) (r, w *os.File) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r, w
 }
 
 // FuzzSession sends anything after the handshake, in any version, to a live daemon.

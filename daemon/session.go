@@ -32,6 +32,9 @@ const handshakeTime = 30 * time.Second
 // refusalTime is the same for one who will be refused, and holds a connection until then.
 const refusalTime = 5 * time.Second
 
+// lingerTime is how long a client may go on with a request that nobody reads any more.
+const lingerTime = 5 * time.Second
+
 // session is one connection.
 type session struct {
 	server *Server
@@ -307,11 +310,11 @@ func (x *session) request(op *operation) error {
 			err, lost = fmt.Errorf("read upload: %w", err), true
 		}
 	}
+	if lost {
+		return x.breakOff(err)
+	}
 	if sendErr := x.answer(err, rep); sendErr != nil {
 		return sendErr
-	}
-	if lost {
-		return err
 	}
 	if err != nil && framed {
 		if err := x.upload.Drain(); err != nil {
@@ -319,6 +322,35 @@ func (x *session) request(op *operation) error {
 		}
 	}
 	return nil
+}
+
+// breakOff answers a request whose rest nobody reads, and returns why. A client that writes all of its request before it reads would
+// wait for ever, or learn no more than that the connection is closed. So what still comes is thrown away for lingerTime, or until the client
+// hangs up.
+func (x *session) breakOff(why error) error {
+	x.memory.release()
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		io.Copy(io.Discard, x.conn)
+	}()
+	over := make(chan struct{})
+	timer := time.AfterFunc(lingerTime, func() {
+		x.conn.Close()
+		close(over)
+	})
+	defer timer.Stop()
+	if err := x.answer(why, nil); err != nil {
+		return errors.Join(why, err)
+	}
+	if c, ok := x.conn.(*net.UnixConn); ok {
+		c.CloseWrite() // a client that has read the answer sees that there is no other
+	}
+	select {
+	case <-drained:
+	case <-over: // of a pipe, which may be read until the process ends
+	}
+	return why
 }
 
 // work runs a request with the tunnel open, watching the client if it may take long.

@@ -76,7 +76,7 @@ func (d *Decoder) spend(n int) bool {
 	before := d.spent / Step
 	d.spent += int64(n)
 	if d.spent > d.budget {
-		d.fail(ErrTooMuch)
+		d.fail(d.tooMuch())
 	}
 	for range d.spent/Step - before {
 		if d.Reserve != nil && !d.Reserve() {
@@ -85,6 +85,10 @@ func (d *Decoder) spend(n int) bool {
 		}
 	}
 	return d.broken == nil
+}
+
+func (d *Decoder) tooMuch() error {
+	return fmt.Errorf("%w of %d MiB; ask for less at a time", ErrTooMuch, d.budget/Step)
 }
 
 // Uint64 reads an integer.
@@ -127,8 +131,11 @@ func (d *Decoder) Text(limit int) string {
 	if d.broken != nil {
 		return ""
 	}
-	limit = int(min(int64(limit), max(d.budget-d.spent, 0)))
-	s, err := d.r.String(limit)
+	room := max(d.budget-d.spent, 0)
+	s, err := d.r.String(int(min(int64(limit), room)))
+	if room < int64(limit) && errors.Is(err, wire.ErrTooLong) {
+		err = d.tooMuch()
+	}
 	if err != nil {
 		d.fail(err)
 		return ""
