@@ -26,7 +26,7 @@
 // TestFigures has what has no peer, a subtest each (figures_*_test.go), with a line for each value:
 //
 //	   value      bound            name          what
-//	119.5 ms  ≤     50 ms  no      add-gc-max    4 clients add while 100000 objects are deleted (5167 additions): longest
+//	119.5 ms  ≤     50 ms  no      add-gc-max    8 clients add while 100000 objects are deleted (5167 additions): longest
 //
 // Bounds are printed and not enforced, unless a comment says so.
 //

@@ -13,7 +13,7 @@ import (
 )
 
 // adders is how many clients add, one object after the other, while others collect.
-const adders = 4
+const adders = 8
 
 // pauses tells how long an addition waits while many objects are collected, and how long it waits otherwise. Nothing in it is idle:
 // the clients add as fast as they can, so that the times include waiting for a processor.
