@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -891,5 +892,36 @@ func TestSandboxPaths(t *testing.T) {
 		if err != nil || list[0].Status.OK() || !strings.Contains(list[0].Error, want) {
 			t.Errorf("%s: %v %+v", word, err, list[0])
 		}
+	}
+}
+
+// Files of outputs are links to equal ones, those of other outputs and those of sources.
+func TestOutputsShareFiles(t *testing.T) {
+	r := newRig(t, nil)
+	source, err := r.store.AddStream(t.Context(), "source", store.Flat, store.SHA256, nil, strings.NewReader(strings.Repeat("0", 100_000)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const script = "mkdir $out; printf %05000d 0 > $out/small; printf %05000d 0 > $out/again; printf %0100000d 0 > $out/large; echo $name > $out/own; echo tiny > $out/tiny"
+	plain := r.realise(r.add(drv{name: "plain", script: script}))
+	floating := r.realise(r.add(drv{name: "floating", script: script, kind: derivation.Floating}))
+	for file, want := range map[string]uint64{
+		filepath.Join(r.store.RealPath(plain), "small"):    5, // the entry of the pool is one of them
+		filepath.Join(r.store.RealPath(floating), "again"): 5,
+		filepath.Join(r.store.RealPath(plain), "large"):    4,
+		r.store.RealPath(source.Path):                      4,
+		filepath.Join(r.store.RealPath(plain), "tiny"):     1,
+	} {
+		fi, err := os.Stat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := uint64(fi.Sys().(*syscall.Stat_t).Nlink); n != want {
+			t.Errorf("%s has %d links, want %d", file, n, want)
+		}
+	}
+	report := func(p disk.Problem) { t.Errorf("%s: %v", p.Path, p.Err) }
+	if _, err := r.store.Verify(t.Context(), &disk.VerifyOptions{Contents: true}, report); err != nil {
+		t.Error(err)
 	}
 }

@@ -48,9 +48,12 @@ func (a *attempt) copyOut(ctx context.Context, o *output, digests map[string]str
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
-	copied := &restoration{path: filepath.Join(a.dir("out"), o.name)}
 	sum, size := sha256.New(), new(counter)
-	after, done := io.MultiWriter(sum, size, copied), func() error { return nil }
+	copied := &restoration{path: filepath.Join(a.dir("out"), o.name), opts: nar.RestoreOptions{Sums: []io.Writer{sum}}}
+	if a.key.mode == Normal {
+		copied.opts.Files = a.b.store.Files()
+	}
+	after, done := io.MultiWriter(size, copied), func() error { return nil }
 	if len(digests) > 0 {
 		rewriter := refscan.NewRewriter(after, digests)
 		after, done = rewriter, rewriter.Close
@@ -82,6 +85,7 @@ func (c *counter) Write(p []byte) (int, error) {
 // lives until close.
 type restoration struct {
 	path string
+	opts nar.RestoreOptions
 	head []byte // what was written, while there is no goroutine
 	pipe *io.PipeWriter
 	done chan error
@@ -108,7 +112,7 @@ func (r *restoration) begin() error {
 	pr, pw := io.Pipe()
 	r.pipe, r.done = pw, make(chan error, 1)
 	go func() {
-		err := nar.Restore(pr, r.path, nil)
+		err := nar.Restore(pr, r.path, &r.opts)
 		pr.CloseWithError(errors.Join(err, io.ErrClosedPipe))
 		r.done <- err
 	}()
@@ -125,7 +129,7 @@ func (r *restoration) close(err error) error {
 			err = restored
 		}
 	case err == nil:
-		err = nar.Restore(bytes.NewReader(r.head), r.path, nil)
+		err = nar.Restore(bytes.NewReader(r.head), r.path, &r.opts)
 	}
 	return err
 }

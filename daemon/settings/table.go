@@ -11,7 +11,7 @@ const defaultFeatures = "nixos-test benchmark big-parallel recursive-nix ca-deri
 // table is every setting.
 var table = []Setting{
 	{"allowed-users", nil, Daemon, "*", "who may connect: names, uids, @groups, *", func(s *Settings) value { return (*words)(&s.AllowedUsers) }},
-	{"auto-optimise-store", nil, Trusted, "false", "replace equal files by hard links when they come", func(s *Settings) value { return (*flag)(&s.AutoOptimise) }},
+	{"auto-optimise-store", nil, Trusted, "false", "make equal files of all sizes hard links when they come", func(s *Settings) value { return (*flag)(&s.AutoOptimise) }},
 	{"backup-interval", nil, Daemon, "3600", "seconds between backups of the database, when it has changed; 0: none", func(s *Settings) value { return (*seconds)(&s.BackupInterval) }},
 	{"backup-keep", nil, Daemon, "4", "backups of the database that are kept", func(s *Settings) value { return (*count)(&s.BackupKeep) }},
 	{"build-users-group", nil, Daemon, "", "members are refused as clients; builders have ids of their own here", func(s *Settings) value { return (*text)(&s.BuildUsers) }},
@@ -41,7 +41,7 @@ var table = []Setting{
 	{"min-free", nil, Daemon, "0", "collect garbage when less is free where the store is: bytes, or percent of bytes and inodes; 0: never", func(s *Settings) value { return (*amount)(&s.MinFree) }},
 	{"min-free-check-interval", nil, Daemon, "5", "seconds between looks at how much is free, besides those that requests cause", func(s *Settings) value { return (*seconds)(&s.MinFreeInterval) }},
 	{"netrc-file", nil, Trusted, "", "credentials for caches; CONFDIR/netrc when not given", func(s *Settings) value { return (*text)(&s.NetrcFile) }},
-	{"optimise-on-add", nil, Daemon, "true", "make files of 2 KiB to 64 MiB hard links to equal ones as they come", func(s *Settings) value { return (*flag)(&s.OptimiseOnAdd) }},
+	{"optimise-on-add", nil, Daemon, "true", "make files of 2 KiB to 64 MiB, with auto-optimise-store of all sizes, hard links to equal ones as they come", func(s *Settings) value { return (*flag)(&s.OptimiseOnAdd) }},
 	{"post-build-hook", nil, Trusted, "", "program that is run after each build", func(s *Settings) value { return (*text)(&s.PostBuildHook) }},
 	{"require-sigs", nil, Trusted, "true", "take from caches only what is signed by a trusted key, or proves itself", func(s *Settings) value { return (*flag)(&s.RequireSignatures) }},
 	{"run-diff-hook", nil, Trusted, "false", "run diff-hook when a build is not reproducible", func(s *Settings) value { return (*flag)(&s.RunDiffHook) }},

@@ -9,6 +9,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -147,18 +148,10 @@ func (s *Store) receive(ctx context.Context, info *store.Info, temp string, r io
 func (s *Store) restore(ctx context.Context, temp string, r io.Reader, others ...io.Writer) (store.Hash, int64, error) {
 	sum := store.SHA256.New()
 	in := s.newIntake(ctx, r)
-	if err := nar.Restore(in, temp, &nar.RestoreOptions{Sums: append([]io.Writer{sum}, others...), Files: s.files()}); err != nil {
+	if err := nar.Restore(in, temp, &nar.RestoreOptions{Sums: append([]io.Writer{sum}, others...), Files: s.Files()}); err != nil {
 		return store.Hash{}, 0, err
 	}
 	return store.NewHash(store.SHA256, sum.Sum(nil)), in.size, nil
-}
-
-// files is how the files of new objects are made.
-func (s *Store) files() nar.Files {
-	if s.opts.NoDedupe {
-		return nil
-	}
-	return s.pool
 }
 
 // pending makes the row of an object whose tree is at temp.
@@ -248,7 +241,7 @@ func (s *Store) addFile(ctx context.Context, name string, method store.Method, a
 	if err != nil {
 		return nil, err
 	}
-	return s.settle(ctx, info, func(temp string) error { return writeFile(temp, head) }, "")
+	return s.settle(ctx, info, func(temp string) error { return s.makeFile(temp, head, s.filesOf(info.Path)) }, "")
 }
 
 // hashFile returns hash and size of the NAR of a plain file.
@@ -270,8 +263,8 @@ func (c *counter) Write(p []byte) (int, error) {
 	return c.h.Write(p)
 }
 
-// addLargeFile spools to a temporary file; its NAR has the size before the bytes, so that hash is taken
-// when all is there.
+// addLargeFile spools to a temporary file, which it reads once more: the archive has the size before the bytes, no
+// client announces it, and SHA-256 cannot begin in the middle. A file that is handed over open is read once (openFile).
 func (s *Store) addLargeFile(ctx context.Context, name string, method store.Method, algo store.Algorithm, refs []store.Path, r io.Reader) (*store.Info, error) {
 	temp := s.temp()
 	defer removeTree(temp)
@@ -281,16 +274,40 @@ func (s *Store) addLargeFile(ctx context.Context, name string, method store.Meth
 	}
 	failpoint.Hit("disk/add/spooled")
 	contents := store.NewHash(algo, sum.Sum(nil))
-	c := counter{h: store.SHA256.New()}
-	if err := nar.Dump(&c, temp); err != nil {
+	narHash, size, err := s.pooled(temp)
+	if err != nil {
 		return nil, err
 	}
 	ca := store.ContentAddress{Method: method, Hash: contents}
-	info, err := s.contentInfo(name, ca, refs, store.NewHash(store.SHA256, c.h.Sum(nil)), c.n)
+	info, err := s.contentInfo(name, ca, refs, narHash, size)
 	if err != nil {
 		return nil, err
 	}
 	return s.settle(ctx, info, nil, temp)
+}
+
+// pooled takes the plain file at temp to the pool, and returns hash and size of its archive.
+func (s *Store) pooled(temp string) (store.Hash, int64, error) {
+	f, err := os.Open(temp)
+	if err != nil {
+		return store.Hash{}, 0, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return store.Hash{}, 0, err
+	}
+	contents, sealed := io.Reader(f), func(int, string) error { return nil }
+	if files := s.Files(); files != nil {
+		if data, fn := files.Large(fi.Size(), false); data != nil {
+			contents, sealed = io.TeeReader(f, data), fn
+		}
+	}
+	c := counter{h: store.SHA256.New()}
+	if _, err := io.Copy(&c, nar.NewFileReader(contents, fi.Size(), false)); err != nil {
+		return store.Hash{}, 0, err
+	}
+	return store.NewHash(store.SHA256, c.h.Sum(nil)), c.n, sealed(int(s.dir.Fd()), filepath.Base(temp))
 }
 
 func (s *Store) addNAR(ctx context.Context, name string, algo store.Algorithm, refs []store.Path, r io.Reader) (*store.Info, error) {
@@ -427,9 +444,7 @@ func (s *Store) settle(ctx context.Context, info *store.Info, write func(temp st
 	return info, nil
 }
 
-// writeFile makes a canonical plain file.
-func writeFile(path string, data []byte) error { return spool(path, bytes.NewReader(data)) }
-
+// spool makes a canonical plain file of what comes.
 func spool(path string, r io.Reader) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {

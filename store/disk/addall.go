@@ -157,7 +157,7 @@ func (s *Store) unpack(info *store.Info, archive []byte, temp string) (err error
 		w.Write(archive)
 	}
 	r := bytes.NewReader(archive)
-	if err := nar.RestoreAt(r, int(s.dir.Fd()), filepath.Base(temp), nil); err != nil {
+	if err := nar.RestoreAt(r, int(s.dir.Fd()), filepath.Base(temp), &nar.RestoreOptions{Files: s.filesOf(info.Path)}); err != nil {
 		return err
 	}
 	failpoint.Hit("disk/add/unpacked")

@@ -102,14 +102,14 @@ type Options struct {
 	// NoSync leaves out every flush, the database's too. Only for throw-away stores: a power cut may lose or damage anything
 	// (durability.go).
 	NoSync bool
-	// AutoOptimise makes files of new objects hard links, as Optimise does, soon after they have become valid. When much
-	// comes at once some are left for the next Optimise.
-	AutoOptimise bool
 	// NoDedupe makes every file that comes a file of its own, until Optimise is called. Else those of some size become links
 	// to equal ones at once (pool.go).
 	NoDedupe bool
-	Backups  BackupOptions
-	Scrub    ScrubOptions
+	// AutoOptimise makes files of all sizes links. With NoDedupe that is done as Optimise does it, soon after objects have become valid; when much
+	// comes at once some are left for the next Optimise.
+	AutoOptimise bool
+	Backups      BackupOptions
+	Scrub        ScrubOptions
 }
 
 // Store is an open store.
@@ -130,7 +130,7 @@ type Store struct {
 
 	pool      *pool
 	additions chan *addition
-	linking   chan store.Path // what AutoOptimise has to do; nil without
+	linking   chan store.Path // what AutoOptimise has to do with NoDedupe; else nil
 	deletions chan struct{}   // full while a collection or another deletion runs
 	background
 	scrub   scrubber
@@ -159,11 +159,11 @@ type background struct {
 func Open(ctx context.Context, l Layout, opts *Options) (*Store, error) {
 	s := &Store{layout: l, graph: newGraph(), additions: make(chan *addition, 1024), deletions: make(chan struct{}, 1), leases: map[*Lease]struct{}{}}
 	s.stop = make(chan struct{})
-	s.pool = &pool{s: s}
 	s.hashes = derivation.NewHashes(s.Derivation)
 	if opts != nil {
 		s.opts = *opts
 	}
+	s.pool = newPool(s)
 	s.log = s.opts.Logger
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -183,7 +183,7 @@ func Open(ctx context.Context, l Layout, opts *Options) (*Store, error) {
 	if s.opts.Scrub.Interval > 0 {
 		s.wg.Go(s.scrubLoop)
 	}
-	if s.opts.AutoOptimise {
+	if s.opts.AutoOptimise && s.opts.NoDedupe {
 		s.linking = make(chan store.Path, 4096)
 		s.wg.Go(s.linkLoop)
 	}

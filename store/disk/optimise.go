@@ -89,7 +89,7 @@ func (s *Store) linkLater(objects []*pending) {
 	}
 }
 
-// linkLoop is the goroutine of AutoOptimise.
+// linkLoop is the goroutine of AutoOptimise where files do not become links as they come.
 func (s *Store) linkLoop() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()

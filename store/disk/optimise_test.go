@@ -209,7 +209,7 @@ func TestAutoOptimise(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { closeStore(t, s) })
+	t.Cleanup(func() { s.Close() })
 	twins := addTwins(t, s, 3)
 	for _, p := range twins {
 		for deadline := time.Now().Add(time.Minute); stat(t, s.RealPath(p)+"/dir/again").Nlink != 7; time.Sleep(20 * time.Millisecond) {
@@ -217,6 +217,29 @@ func TestAutoOptimise(t *testing.T) {
 				t.Fatalf("%s has %d links, want 7", p, stat(t, s.RealPath(p)+"/dir/again").Nlink)
 			}
 		}
+	}
+	if err := s.Close(); err != nil { // the last of them may still be marked as being written to
+		t.Error(err)
+	}
+	open(t, s.Layout())
+}
+
+// With both, everything is linked as it comes, whatever its size, and nothing is left to do.
+func TestAutoOptimiseOnAdd(t *testing.T) {
+	s, err := disk.Open(t.Context(), newLayout(t), &disk.Options{AutoOptimise: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { closeStore(t, s) })
+	tiny := folderOf(t, [2]string{"a", "tiny"}, [2]string{"b", "tiny"}, [2]string{"empty", ""})
+	p := add(t, s, "tiny", tiny)
+	for name, links := range map[string]uint64{"a": 3, "b": 3, "empty": 1} {
+		if st := stat(t, filepath.Join(s.RealPath(p), name)); uint64(st.Nlink) != links {
+			t.Errorf("%s has %d links, want %d", name, st.Nlink, links)
+		}
+	}
+	if stats := optimise(t, s); stats.Files != 0 {
+		t.Errorf("left for an optimisation: %+v", stats)
 	}
 }
 

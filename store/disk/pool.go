@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
@@ -18,11 +19,12 @@ import (
 	"cairn/archive/nar"
 	"cairn/archive/wire"
 	"cairn/store"
+	"cairn/store/failpoint"
 )
 
 // Sizes of the files that become links as they come, in bytes. A smaller one takes a block of the disk at most, and its link in the pool,
 // made, swept and unlinked again, costs about as much as the file; for a larger one a second hash beside SHA-256 is
-// a quarter of the work, and it is rarely there twice. Optimise takes them all.
+// a quarter of the work, and it is rarely there twice. Optimise takes them all, and so do additions when AutoOptimise is wanted.
 const (
 	leastLinked = 2 << 10
 	mostLinked  = 64 << 20
@@ -31,6 +33,8 @@ const (
 // pool is the directory of links (optimise.go), to whom comes with a file that is being made.
 type pool struct {
 	s      *Store
+	least  int64 // sizes of the files that come into it
+	most   int64
 	shards [256]atomic.Int32 // handles of the directories, plus one; zero: not opened yet
 	mu     sync.Mutex        // held to open one
 	filter filter            // of the keys in shards that are open
@@ -42,6 +46,43 @@ type pool struct {
 type sweep struct {
 	events uint64 // before it
 	saved  int64
+}
+
+func newPool(s *Store) *pool {
+	p := &pool{s: s, least: leastLinked, most: mostLinked}
+	if s.opts.AutoOptimise {
+		p.least, p.most = 1, math.MaxInt64
+	}
+	return p
+}
+
+// Files is how the files of trees are made that are to be registered: equal ones as links to one. Nil: each as a file of its own.
+// The trees must be on the store's file system.
+func (s *Store) Files() nar.Files {
+	if s.opts.NoDedupe {
+		return nil
+	}
+	return s.pool
+}
+
+// filesOf is Files for one object. No derivation is like another.
+func (s *Store) filesOf(p store.Path) nar.Files {
+	if p.IsDerivation() {
+		return nil
+	}
+	return s.Files()
+}
+
+// makeFile makes a canonical plain file at a temporary name.
+func (s *Store) makeFile(temp string, data []byte, files nar.Files) error {
+	make := nar.MakeFile
+	if files != nil {
+		make = files.Make
+	}
+	if err := make(int(s.dir.Fd()), filepath.Base(temp), false, data); err != nil {
+		return fmt.Errorf("make %s: %w", temp, err)
+	}
+	return nil
 }
 
 func (p *pool) close() {
@@ -177,7 +218,7 @@ func (h *fileHash) key() (key [32]byte) {
 // Make makes a small file: a link to what the pool has, if that is the same byte for byte, or else a file that the pool
 // gets a link to. That the file is not durable yet, and may never be valid, does not matter: nobody trusts an entry.
 func (p *pool) Make(at int, name string, executable bool, data []byte) error {
-	if len(data) < leastLinked {
+	if int64(len(data)) < p.least {
 		return nar.MakeFile(at, name, executable, data)
 	}
 	h := newFileHash(int64(len(data)), executable)
@@ -220,6 +261,7 @@ func (p *pool) take(from slot, at int, name string, same func(fd int) (bool, err
 	default:
 		return false, fmt.Errorf("link %s: %w", from.entry, err)
 	}
+	failpoint.Hit("disk/pool/taken")
 	ok, err := p.check(at, name, same)
 	if ok {
 		p.events.Add(1)
@@ -248,6 +290,7 @@ func (p *pool) give(to slot, at int, name string) (bool, error) {
 	p.filter.add(to.key)
 	switch err := unix.Linkat(at, name, to.shard, to.entry, 0); err {
 	case nil, unix.EPERM, unix.ENOSPC, unix.EDQUOT: // without links, or room for them, the file is just not in the pool
+		failpoint.Hit("disk/pool/given")
 		return true, nil
 	case unix.EEXIST:
 		return false, nil
@@ -260,6 +303,7 @@ func (p *pool) forget(s slot) error {
 	if err := unix.Unlinkat(s.shard, s.entry, 0); err != nil && err != unix.ENOENT {
 		return err
 	}
+	failpoint.Hit("disk/pool/forgotten")
 	return nil
 }
 
@@ -300,7 +344,7 @@ func holds(fd int, executable bool, data []byte) (bool, error) {
 
 // Large hashes a file while it is written.
 func (p *pool) Large(size int64, executable bool) (io.Writer, func(at int, name string) error) {
-	if size > mostLinked {
+	if size < p.least || size > p.most {
 		return nil, nil
 	}
 	h := newFileHash(size, executable)
@@ -335,6 +379,7 @@ func (p *pool) settle(to slot, at int, name string, executable bool, size int64)
 		_, err := p.give(to, at, name)
 		return err
 	}
+	failpoint.Hit("disk/pool/linked")
 	if err := unix.Renameat(unix.AT_FDCWD, temp, at, name); err != nil {
 		return errors.Join(err, os.Remove(temp))
 	}

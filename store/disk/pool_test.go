@@ -2,6 +2,8 @@ package disk_test
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -182,5 +184,145 @@ func TestDedupeSwept(t *testing.T) {
 	}
 	if entries, _ := filepath.Glob(filepath.Join(l.RealDir, ".links/??/*")); len(entries) != 0 {
 		t.Errorf("pool has %v", entries)
+	}
+}
+
+// However an object comes, its files are links.
+func TestDedupeEveryWay(t *testing.T) {
+	l := newLayout(t)
+	s := open(t, l)
+	for _, size := range []int{5000, 300_000, 2 << 20} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			data := strings.Repeat(fmt.Sprintf("%9d,", size), size/10+1)[:size]
+			n := 0
+			archive := func() (*store.Info, []byte) { // another name each time
+				n++
+				info := storetest.Source(s.Dir(), fmt.Sprint("way-", size, "-", n), storetest.File(data))
+				return info, storetest.File(data)
+			}
+			first := add(t, s, fmt.Sprint("first-", size), storetest.File(data))
+			flat := func() (store.Path, error) {
+				info, err := s.AddStream(t.Context(), fmt.Sprint("flat-", size), store.Flat, store.SHA256, nil, strings.NewReader(data))
+				if err != nil {
+					return store.Path{}, err
+				}
+				return info.Path, nil
+			}
+			open := func() (store.Path, error) {
+				f, err := os.CreateTemp(t.TempDir(), "")
+				if err != nil {
+					return store.Path{}, err
+				}
+				defer f.Close()
+				if _, err := f.WriteString(data); err != nil {
+					return store.Path{}, err
+				}
+				if _, err := f.Seek(0, io.SeekStart); err != nil {
+					return store.Path{}, err
+				}
+				info, err := s.AddOpen(t.Context(), fmt.Sprint("open-", size), store.Flat, store.SHA256, nil, f)
+				if err != nil {
+					return store.Path{}, err
+				}
+				return info.Path, nil
+			}
+			all := func() (store.Path, error) {
+				info, b := archive()
+				return info.Path, s.AddAll(t.Context(), []disk.Archive{{Info: info, NAR: b}})
+			}
+			imported := func() (store.Path, error) {
+				info, b := archive()
+				i := s.Import()
+				defer i.Close()
+				if err := i.Add(t.Context(), info, bytes.NewReader(b)); err != nil {
+					return store.Path{}, err
+				}
+				return info.Path, i.Commit(t.Context())
+			}
+			registered := func() (store.Path, error) {
+				info, b := archive()
+				tree := filepath.Join(l.RealDir, fmt.Sprint(".tmp-output-", size))
+				if err := nar.Restore(bytes.NewReader(b), tree, &nar.RestoreOptions{Files: s.Files()}); err != nil {
+					return store.Path{}, err
+				}
+				return info.Path, s.Register(t.Context(), []disk.Output{{Info: info, TempPath: tree}})
+			}
+			for name, way := range map[string]func() (store.Path, error){
+				"flat": flat, "open": open, "all": all, "import": imported, "register": registered,
+			} {
+				p, err := way()
+				if err != nil {
+					t.Fatalf("%s: %v", name, err)
+				}
+				if got, want := stat(t, s.RealPath(p)).Ino, stat(t, s.RealPath(first)).Ino; got != want {
+					t.Errorf("%s: inode %d, want %d", name, got, want)
+				}
+			}
+			if st := stat(t, s.RealPath(first)); st.Nlink != 7 {
+				t.Errorf("%d links, want 7", st.Nlink)
+			}
+		})
+	}
+}
+
+// cutReader reads an archive, and calls cut in the middle.
+type cutReader struct {
+	io.Reader
+	left int
+	cut  func()
+}
+
+func (c *cutReader) Read(p []byte) (int, error) {
+	if c.left <= 0 {
+		c.cut()
+	} else {
+		p = p[:min(len(p), c.left)]
+	}
+	n, err := c.Reader.Read(p)
+	c.left -= n
+	return n, err
+}
+
+// An addition that is cancelled on its way leaves nothing but entries of the pool that are whole, and that a sweep takes away when nobody
+// else has them.
+func TestDedupeCancelled(t *testing.T) {
+	l := newLayout(t)
+	s := open(t, l)
+	var files [][2]string
+	for i := range 300 {
+		size := 4096
+		if i%100 == 50 {
+			size = 1 << 20
+		}
+		files = append(files, [2]string{fmt.Sprintf("%03d", i), strings.Repeat(fmt.Sprintf("%9d,", i), size/10+1)[:size]})
+	}
+	archive := folderOf(t, files...)
+	kept := add(t, s, "kept", folderOf(t, files[:50]...))
+	for _, part := range []int{1, 2, 3, 5, 10} {
+		at := len(archive) / part * (part - 1) / part
+		ctx, cancel := context.WithCancelCause(t.Context())
+		left := errors.New("client left")
+		r := &cutReader{bytes.NewReader(archive), at, func() { cancel(left) }}
+		err := s.Add(ctx, storetest.Source(s.Dir(), "cancelled", archive), r)
+		cancel(nil)
+		if !errors.Is(err, left) {
+			t.Fatalf("cancelled after %d of %d bytes: %v", at, len(archive), err)
+		}
+		if names, _ := filepath.Glob(filepath.Join(l.RealDir, ".tmp-*")); len(names) > 0 {
+			t.Errorf("left %v", names)
+		}
+		if err := s.VerifyLinks(t.Context(), disk.LinkCheck{}, func(b disk.BadLink) { t.Errorf("entry %s is that of %s", b.Path, b.Got) }); err != nil {
+			t.Error(err)
+		}
+		if _, _, err := s.SweepLinks(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if names, _ := filepath.Glob(filepath.Join(l.RealDir, ".links/??/*")); len(names) != 50 {
+			t.Errorf("pool has %d entries, want those of %s", len(names), kept)
+		}
+	}
+	p := add(t, s, "whole", archive)
+	if st := stat(t, s.RealPath(p)+"/000"); st.Nlink != 3 {
+		t.Errorf("%d links, want 3", st.Nlink)
 	}
 }

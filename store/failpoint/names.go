@@ -39,6 +39,10 @@ var Names = []string{
 	"disk/link/pooled",         // a file is in the pool
 	"disk/link/renamed",        // a file of an object is a link; its directory has another time
 	"disk/link/renewing",       // another file for the pool's entry has a temporary name
+	"disk/pool/forgotten",      // an entry of the pool that is no good is gone
+	"disk/pool/given",          // a file of an addition that is not durable is the pool's entry
+	"disk/pool/linked",         // a link to the pool's file that is to replace an equal one has a temporary name
+	"disk/pool/taken",          // a file of an addition is a link to the pool's, with which it is not compared yet
 	"disk/recover/finished",    // the opening has finished what was interrupted
 	"disk/recover/stray",       // it has moved a stray away
 	"disk/recover/swept",       // it has moved all of them away

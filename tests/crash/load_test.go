@@ -32,7 +32,7 @@ var loads = []*load{
 	{name: "build", work: []step{(*driver).build, (*driver).build}, steps: 8},
 	{name: "gc", work: []step{(*driver).add, (*driver).litter, (*driver).collect}, steps: 10},
 	{name: "optimise", work: []step{(*driver).addEqual, (*driver).addEqual, (*driver).optimise}, steps: 6},
-	{name: "optimise-at-once", work: []step{(*driver).addEqual, (*driver).addEqual, (*driver).collect}, steps: 8, set: []string{"auto-optimise-store=true"}},
+	{name: "optimise-at-once", work: []step{(*driver).addEqual, (*driver).addEqual, (*driver).collect}, steps: 8, set: []string{"auto-optimise-store=true", "optimise-on-add=false"}},
 	{name: "roots", work: []step{(*driver).addRoot, (*driver).addNamedRoot}, steps: 8},
 	{name: "repair", work: []step{(*driver).repair}, steps: 6},
 	{name: "engine", engine: (*driver).engineWork, steps: 4},
@@ -106,7 +106,9 @@ func randomTree(dir string) error {
 }
 
 func equalTree(dir string) error {
-	return makeTree(dir, func() []byte { return bytes.Repeat([]byte{byte('a' + rand.IntN(6))}, 5000) })
+	return makeTree(dir, func() []byte {
+		return bytes.Repeat([]byte{byte('a' + rand.IntN(6))}, []int{5000, 5000, 100_000}[rand.IntN(3)])
+	})
 }
 
 func makeTree(dir string, contents func() []byte) error {
