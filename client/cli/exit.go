@@ -136,6 +136,8 @@ var hintTable = []struct {
 	{is(archive.ErrCorrupt), "nothing of it was kept; make it again with 'cairn archive --export', or copy it again"},
 	{is(cache.ErrReadOnly), "a web server has to take PUT; on the machine that holds its files, push to the folder: file:///FOLDER"},
 	{isDatabaseLost, "nothing was changed; 'cairn store rebuild --dry-run' says what can be made again from the objects and the backups"},
+	{isReadOnly, "nothing half done was kept; 'findmnt -T DIR' says how DIR is mounted, and 'dmesg' perhaps why: mount it writable and try again"},
+	{isForbidden, "the daemon may not write there: look at owner, mode and attributes of the directory with ls -ld and lsattr -d"},
 	{isDiskFull, "'cairn gc' deletes what nothing needs, 'cairn gc --dry-run' only lists it; nothing half done was kept"},
 	{is(activate.ErrNoSystemd), "a switch needs a host whose first process is systemd; 'cairn system build' and 'cairn deploy' work without"},
 	{is(profile.ErrNoGeneration), "'cairn system list-generations' lists what there is"},
@@ -144,6 +146,17 @@ var hintTable = []struct {
 // isDiskFull also understands an error that came from the daemon, which has no code for it.
 func isDiskFull(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || strings.Contains(err.Error(), "no space left")
+}
+
+// isReadOnly understands an error of the daemon, too, as isDiskFull does.
+func isReadOnly(err error) bool {
+	return errors.Is(err, syscall.EROFS) || strings.Contains(err.Error(), "read-only file system")
+}
+
+// isForbidden finds what the operating system refuses to the daemon, which is not what the daemon refuses.
+func isForbidden(err error) bool {
+	daemons, ok := errors.AsType[*protocol.Error](err)
+	return ok && (strings.HasSuffix(daemons.Text, ": permission denied") || strings.HasSuffix(daemons.Text, ": operation not permitted"))
 }
 
 // nextSteps are the hints of an error; never none where the table has one.

@@ -45,7 +45,8 @@ func (b *Builder) logPath(drv store.Path) string {
 // those who watch, and the last lines for the error message.
 type logWriter struct {
 	tell    func(Event)
-	touched func() // called for each write
+	warn    func(error) // called when the log is found to be incomplete
+	touched func()      // called for each write
 	stop    context.CancelCauseFunc
 	limit   int64
 	path    string
@@ -74,6 +75,9 @@ func (b *Builder) newLogWriter(drv store.Path, tell func(Event), limit int64, st
 	os.Remove(path + packedSuffix)
 	return &logWriter{
 		tell: tell, stop: stop, limit: limit, path: path, keep: b.settings.KeepBuildLog, pack: b.settings.CompressBuildLog,
+		warn: func(err error) {
+			b.opts.Logger.Warn("a build log is not complete", "drv", drv.String(), "log", path, "error", err)
+		},
 		file: file, buffer: bufio.NewWriterSize(file, 1<<10), grown: make(chan struct{}),
 	}, nil
 }
@@ -105,7 +109,7 @@ func createLog(path string) (*os.File, error) {
 	return file, err
 }
 
-// Write takes a piece of output. It never fails: a log that cannot be written does not fail a build.
+// Write takes a piece of output. It never fails: a log that cannot be written does not fail a build. Close tells the daemon's log of it.
 func (l *logWriter) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -221,6 +225,9 @@ func (l *logWriter) Close() error {
 	l.err = errors.Join(l.err, l.buffer.Flush(), l.finish(), l.file.Close())
 	failpoint.Hit("build/log/written")
 	close(l.grown)
+	if l.err != nil {
+		l.warn(l.err)
+	}
 	return l.err
 }
 

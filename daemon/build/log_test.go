@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"cairn/daemon/build"
 	"cairn/daemon/settings"
@@ -64,6 +67,34 @@ func TestLogFiles(t *testing.T) {
 		}
 		if got := fmt.Sprint(r.logFiles(d)); got != c.want {
 			t.Errorf("%s: files end in %s, wanted is %s", c.name, got, c.want)
+		}
+	}
+}
+
+// TestFullLog has a log's file system fill up: the build does not fail, and the daemon's log says which log is not complete.
+func TestFullLog(t *testing.T) {
+	if os.Geteuid() != 0 {
+		lacks(t, "mounts a file system; run the tests as root")
+	}
+	var said bytes.Buffer
+	r := newRig(t, &build.Options{Logger: slog.New(slog.NewTextHandler(&said, nil))})
+	logs := filepath.Join(r.layout.LogDir, "drvs")
+	if err := os.MkdirAll(logs, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", logs, "tmpfs", 0, "size=8k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(logs, unix.MNT_DETACH) })
+	for name, lines := range map[string]int{"short": 3, "long": 3000} {
+		said.Reset()
+		d := r.add(drv{name: name, script: fmt.Sprintf("i=0; while [ $i -lt %d ]; do echo line $i; i=$((i+1)); done; touch $out", lines)})
+		list, err := r.build.Build(t.Context(), all(d), build.Normal, nil)
+		if err != nil || !list[0].Status.OK() {
+			t.Errorf("%s: %+v, %v", name, list, err)
+		}
+		if warned := strings.Contains(said.String(), "not complete") && strings.Contains(said.String(), d.Base()) && strings.Contains(said.String(), "no space left"); warned != (name == "long") {
+			t.Errorf("%s: the daemon's log says %q", name, said.String())
 		}
 	}
 }

@@ -107,7 +107,7 @@ func (s *Store) commitGroup(group []*addition) {
 		if a.err != nil && s.allValid(a) { // the error was that of a later transaction
 			a.err = nil
 		}
-		if a.err != nil {
+		if a.err != nil && !errors.Is(a.err, meta.ErrBroken) { // the next start knows whether the row is there
 			s.takeBack(a)
 		}
 		failpoint.Hit("disk/add/entered")

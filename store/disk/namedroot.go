@@ -240,8 +240,8 @@ func (s *Store) DeleteNamedRoots(uid int, names []string) ([]NamedRoot, error) {
 	return slices.DeleteFunc(have, func(r NamedRoot) bool { return !chosen(r) }), nil
 }
 
-// DropExpiredRoots deletes the named roots that have expired.
-func (s *Store) DropExpiredRoots() error {
+// DropExpiredRoots deletes the named roots that have expired. They keep nothing, so that one that cannot be deleted is only told to the log.
+func (s *Store) DropExpiredRoots() {
 	s.naming.Lock() // so that none of them is made anew meanwhile
 	defer s.naming.Unlock()
 	all, err := s.eachNamedRoot()
@@ -250,9 +250,8 @@ func (s *Store) DropExpiredRoots() error {
 		err = removeRoots(all, func(r NamedRoot) bool { return r.Expired(now) })
 	}
 	if err != nil {
-		return fmt.Errorf("delete expired roots: %w", err)
+		s.log.Warn("expired roots stay", "error", err)
 	}
-	return nil
 }
 
 // removeRoots removes the links that which chooses, durably.

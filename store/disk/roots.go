@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"cairn/store"
 	"cairn/store/base32"
 	"cairn/store/failpoint"
@@ -125,7 +127,10 @@ func (s *Store) dropNewRoots() error {
 			s.log.Warn("roots are not looked at", "dir", path, "error", err) // a collection says so, and stops
 			return nil
 		case e.Type() == fs.ModeSymlink && strings.HasPrefix(e.Name(), newRoot):
-			return os.Remove(path)
+			if err := os.Remove(path); !errors.Is(err, unix.EROFS) {
+				return err
+			}
+			s.log.Warn("a root that was not finished stays", "root", path, "error", unix.EROFS)
 		}
 		return nil
 	})

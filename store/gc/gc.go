@@ -184,9 +184,7 @@ func (c *collection) mark(ctx context.Context) error {
 	if c.opts.Action != DeleteSpecific || !c.opts.IgnoreRoots {
 		c.progress(PhaseRoots, 0, 0)
 		if c.opts.Action == DeleteDead && !c.opts.DryRun {
-			if err := c.s.DropExpiredRoots(); err != nil {
-				return err
-			}
+			c.s.DropExpiredRoots()
 		}
 		roots, err := findRoots(ctx, c.s, !c.opts.NoProcesses)
 		if err != nil {

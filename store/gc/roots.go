@@ -205,16 +205,19 @@ func (f *finder) named(r disk.NamedRoot) error {
 	return f.link(KindLink, r.Link)
 }
 
-// stale removes an automatic root whose target is gone. Others may be meant to come back.
+// stale removes an automatic root whose target is gone, if that can be: it keeps nothing. Others may be meant to come back.
 func (f *finder) stale(link string) error {
 	auto := filepath.Join(f.layout.StateDir, "gcroots", "auto")
 	if filepath.Dir(link) != auto {
 		return nil
 	}
-	if err := os.Remove(link); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
-		return err
+	err := os.Remove(link)
+	for _, fine := range []error{fs.ErrNotExist, fs.ErrPermission, unix.EROFS} {
+		if errors.Is(err, fine) {
+			return nil
+		}
 	}
-	return nil
+	return err
 }
 
 // temporary reads the files in which clients list what they are using, and removes those of dead ones.

@@ -187,6 +187,16 @@ func (d *DB) run() {
 
 // commitGroup commits requests together; those that add are refused first when space is short.
 func (d *DB) commitGroup(group []*request) {
+	unwritable := d.broken
+	if unwritable == nil {
+		unwritable = d.writable()
+	}
+	if unwritable != nil {
+		for _, r := range group {
+			r.reply <- fmt.Errorf("commit: %w", unwritable)
+		}
+		return
+	}
 	full := d.Room(0)
 	kept, size := group[:0], int64(0)
 	for _, r := range group {
@@ -227,7 +237,7 @@ func (d *DB) commit(group []*request) error {
 		return fmt.Errorf("commit: %w", err)
 	}
 	if err := txn.Commit(); err != nil {
-		return fmt.Errorf("commit: %w", err)
+		return fmt.Errorf("commit: %w", d.unknown(err))
 	}
 	failpoint.Hit("meta/commit/durable")
 	return nil

@@ -40,6 +40,9 @@
 //     reserve, into pages that are allocated first; a ballast of bytes and inodes is given up when even that is gone,
 //     and is made again, in part if need be, before anything is added. Nothing is opened or closed without
 //     room for the tables that Badger writes then.
+//   - Badger cannot take back a transaction whose flush fails: it is in memory, and perhaps on the disk. Hence a byte is written
+//     before each, which a file system that is read-only or has gone down refuses, without harm; and if the flush fails all the same, nothing
+//     more is committed by this process (ErrBroken; broken.go).
 //   - Badger ends a scan early at a block whose checksum is wrong, without an error, and whoever scans would take the
 //     rows behind it for deleted. Hence all blocks are checked before the database is opened (ErrDamaged; check.go).
 //   - A backup (backup.go) is what the rows were at one moment, and is believed as a whole or not at all.
@@ -77,6 +80,8 @@ var (
 	ErrTooLarge = errors.New("batch is too large for one transaction")
 	// ErrDamaged says that the database's files are not as they were written.
 	ErrDamaged = errors.New("database is damaged")
+	// ErrBroken says that a transaction could not be written, so that nothing is known of it, and nothing more is written before the next opening.
+	ErrBroken = errors.New("the database could not be written")
 	// ErrClosed says that the database is closed.
 	ErrClosed = errors.New("database is closed")
 )
@@ -128,9 +133,11 @@ type DB struct {
 	closed bool
 
 	tables atomic.Int64 // bytes, as measured last
-	looked time.Time    // when; of the committing goroutine, as is journal
+	looked time.Time    // when; of the committing goroutine, as is what follows
 
 	journal journal
+	probe   *os.File // broken.go
+	broken  error    // why nothing is written any more
 }
 
 // Open opens or makes the database in the directory dir for a store with the logical directory storeDir.
@@ -161,6 +168,10 @@ func Open(dir string, storeDir store.Dir, opts *Options) (*DB, error) {
 		return nil, fmt.Errorf("open database %s: %w", dir, err)
 	}
 	if err := syncDir(dir); err != nil {
+		d.badger.Close()
+		return nil, fmt.Errorf("open database %s: %w", dir, err)
+	}
+	if err := d.openProbe(); err != nil {
 		d.badger.Close()
 		return nil, fmt.Errorf("open database %s: %w", dir, err)
 	}
@@ -295,7 +306,7 @@ func (d *DB) writeSettings() error {
 
 func settingKey(name string) []byte { return append([]byte{tableSettings}, name...) }
 
-// Close commits what waits and closes the database. On a disk without any room, it is left open until the
+// Close commits what waits and closes the database. On a disk without any room, or that cannot be written, it is left open until the
 // process ends, which loses nothing: what was committed is in the journal. If its directory has been deleted, what would
 // be written is thrown away; if another one is in its place, the database is left open, too.
 func (d *DB) Close() error {
@@ -307,6 +318,9 @@ func (d *DB) Close() error {
 		d.mu.Unlock()
 		<-d.done
 		err = d.closeBadger()
+		if d.probe != nil {
+			d.probe.Close()
+		}
 	})
 	if err != nil {
 		return fmt.Errorf("close database %s: %w", d.dir, err)
@@ -330,6 +344,9 @@ func (d *DB) closeBadger() error {
 	}
 	if !os.SameFile(now, d.place) {
 		return errors.New("another directory has its name")
+	}
+	if err := d.closable(); err != nil {
+		return err
 	}
 	if err := d.roomToClose(); err != nil {
 		return err

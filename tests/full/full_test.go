@@ -9,7 +9,7 @@
 //   - the daemon, killed with SIGKILL while the disk is full, starts,
 //   - a collection makes room though the disk is full, and the same daemon works again.
 //
-// At the end every object is verified. It needs root, to mount.
+// At the end every object is verified. Then its file systems become read-only, forbidden, or go down (broken_test.go). It needs root, to mount.
 package full
 
 import (

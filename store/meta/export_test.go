@@ -1,0 +1,7 @@
+package meta
+
+// Unknown has a database meet an error of a transaction.
+func Unknown(d *DB, err error) { d.unknown(err) }
+
+// CloseBadger closes what Close leaves open.
+func CloseBadger(d *DB) error { return d.badger.Close() }
