@@ -50,7 +50,7 @@ func (x *session) importBundle(ctx context.Context, _ struct{}) (reply, error) {
 			return nil, err
 		}
 		info.Ultimate = false
-		if err := i.Add(ctx, info, r); err != nil {
+		if err := i.AddLater(ctx, info, r); err != nil {
 			return nil, err
 		}
 	}

@@ -43,33 +43,44 @@ func (s *Store) ImportAgain() *Import {
 }
 
 // Add reads exactly one NAR, checks it against info as Store.Add does, and puts it aside.
-// References need not be there before Commit. What is wrong with a small object may be an error of a later call, at the latest of Commit.
+// References need not be there before Commit.
 func (i *Import) Add(ctx context.Context, info *store.Info, r io.Reader) error {
-	if err := i.add(ctx, info, r); err != nil {
+	return i.take(info, r, i.receive(ctx))
+}
+
+// AddLater is Add, but what is wrong with a small object may be an error of a later call, at the latest of Commit.
+func (i *Import) AddLater(ctx context.Context, info *store.Info, r io.Reader) error {
+	if 0 < info.NarSize && info.NarSize <= smallArchive {
+		return i.take(info, r, i.later)
+	}
+	return i.Add(ctx, info, r)
+}
+
+// take reads an archive with receive, unless there is no need for it.
+func (i *Import) take(info *store.Info, r io.Reader, receive func(info *store.Info, temp string, r io.Reader) error) error {
+	err := i.s.checkInfo(info)
+	if err == nil && (i.seen[info.Path] || !i.again && i.s.IsValid(info.Path)) {
+		_, err = nar.Copy(io.Discard, r)
+	} else if err == nil {
+		mine := *info
+		err = receive(&mine, i.s.temp(), r)
+	}
+	if err != nil {
 		return fmt.Errorf("import %s: %w", info.Path, noSpace(err))
 	}
 	return nil
 }
 
-func (i *Import) add(ctx context.Context, info *store.Info, r io.Reader) error {
-	if err := i.s.checkInfo(info); err != nil {
-		return err
+func (i *Import) receive(ctx context.Context) func(*store.Info, string, io.Reader) error {
+	return func(info *store.Info, temp string, r io.Reader) error {
+		if err := i.s.receive(ctx, info, temp, r); err != nil {
+			removeTree(temp)
+			return err
+		}
+		failpoint.Hit("disk/import/received")
+		i.putAside(info, temp)
+		return nil
 	}
-	if i.seen[info.Path] || !i.again && i.s.IsValid(info.Path) {
-		_, err := nar.Copy(io.Discard, r)
-		return err
-	}
-	mine, temp := *info, i.s.temp()
-	if 0 < info.NarSize && info.NarSize <= smallArchive {
-		return i.addSmall(&mine, temp, r)
-	}
-	if err := i.s.receive(ctx, &mine, temp, r); err != nil {
-		removeTree(temp)
-		return err
-	}
-	failpoint.Hit("disk/import/received")
-	i.putAside(&mine, temp)
-	return nil
 }
 
 func (i *Import) putAside(info *store.Info, temp string) {
@@ -77,8 +88,8 @@ func (i *Import) putAside(info *store.Info, temp string) {
 	i.outputs = append(i.outputs, Output{Info: info, TempPath: temp, sealed: true})
 }
 
-// addSmall reads an archive and leaves the rest to another goroutine.
-func (i *Import) addSmall(info *store.Info, temp string, r io.Reader) error {
+// later reads a small archive and leaves the rest to another goroutine.
+func (i *Import) later(info *store.Info, temp string, r io.Reader) error {
 	if i.failed.Load() {
 		return i.unpack.Wait()
 	}

@@ -61,7 +61,10 @@ func TestImportIsWhole(t *testing.T) {
 		"dropped":   func(*disk.Import) error { return errors.New("never committed") },
 		"reference": func(i *disk.Import) error { return i.Commit(t.Context()) }, // the first one is not there
 		"contents": func(i *disk.Import) error {
-			return errors.Join(i.Add(t.Context(), infos[0], bytes.NewReader(archives[1])), i.Commit(t.Context()))
+			return i.Add(t.Context(), infos[0], bytes.NewReader(archives[1]))
+		},
+		"contents, later": func(i *disk.Import) error {
+			return errors.Join(i.AddLater(t.Context(), infos[0], bytes.NewReader(archives[1])), i.Commit(t.Context()))
 		},
 	} {
 		s := open(t, newLayout(t))
