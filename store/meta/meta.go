@@ -48,6 +48,13 @@
 //   - A backup (backup.go) is what the rows were at one moment, and is believed as a whole or not at all.
 //   - One process. The directory is locked.
 //
+// # Memory
+//
+// Badger writes to a memtable, an arena of a third more than Options.MemTableSize on the Go heap and a mapped journal; when it is full, the next
+// is begun and the old one becomes a table on disk. So two arenas live while much is written, 42 MiB by default, four at most, and their garbage as long
+// as Go lets it be. Whoever commits waits while an arena is made and cleared, which takes the longer the larger it is. Batches, objects
+// and leases are bounded by it, too: an object may have some 100,000 references. Tables are mapped, and read without a cache.
+//
 // Values stay below Badger's value threshold; the value log holds nothing and needs no collection.
 // Space of deleted rows comes back by compaction.
 package meta
@@ -102,7 +109,7 @@ const (
 // Options of a database; the zero value works.
 type Options struct {
 	Logger *slog.Logger // default: discard
-	// MemTableSize bounds a transaction (15 % of it) and memory (twice it); default 32 MiB, at least 8 MiB.
+	// MemTableSize bounds a transaction (15 % of it) and memory (twice it); default 16 MiB, at least 8 MiB.
 	MemTableSize int64
 	// Reserve is the free space below which nothing is added; default 64 MiB and
 	// as much as a compaction may need. Smaller values risk death by SIGBUS on a full disk.
@@ -198,7 +205,7 @@ func withDefaults(opts *Options) Options {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.MemTableSize == 0 {
-		o.MemTableSize = 32 << 20
+		o.MemTableSize = 16 << 20
 	}
 	o.MemTableSize = max(o.MemTableSize, 8<<20)
 	if o.Reserve == 0 {
