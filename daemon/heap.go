@@ -10,18 +10,25 @@ import (
 // The graph of references lives as long as the process, so that Go's rule, to collect when as much again has been allocated, would double what it
 // takes. What may be allocated between two collections is headroom instead, a fifth of what lives at least, as much again at most:
 // a store of a million objects has 220 MiB of graph, of which a collection takes a tenth of a second.
+//
+// Memory that was needed once goes back only when Go has a limit: what lives, the headroom, and what is not heap, or leastLimit, which a daemon with
+// a small store reaches when it writes much. What lives grows by less than the headroom from one look to the next, but for requests of many MiB,
+// during which the collector is busy until then, with half of the processors at most.
 const (
 	headroom    = 48 << 20 // bytes
 	leastGrowth = 20       // percent
 	whileOpen   = 25       // percent, while stores are opened
-	tendEvery   = 10 * time.Second
+	notHeap     = 8 << 20  // bytes: stacks, the collector's own
+	leastLimit  = 80 << 20 // bytes
+	tendEvery   = time.Second
 )
 
 // Heap keeps the heap of this process close to what lives in it.
 type Heap struct {
-	wg   sync.WaitGroup
-	stop chan struct{}
-	old  int
+	wg       sync.WaitGroup
+	stop     chan struct{}
+	old      int   // growth
+	oldLimit int64 // of memory
 }
 
 // TendHeap begins to tend the memory of this process, unless its environment has GOGC or GOMEMLIMIT: then the person who set them does, and
@@ -32,7 +39,7 @@ func TendHeap(getenv func(string) string) *Heap {
 		m.old = -1
 		return m
 	}
-	m.old = debug.SetGCPercent(whileOpen)
+	m.old, m.oldLimit = debug.SetGCPercent(whileOpen), debug.SetMemoryLimit(-1)
 	return m
 }
 
@@ -47,8 +54,12 @@ func (m *Heap) Opened() {
 		}
 		ticker := time.NewTicker(tendEvery)
 		defer ticker.Stop()
-		for {
-			debug.SetGCPercent(growth(live()))
+		for known := uint64(0); ; {
+			if now := live(); known == 0 || now > known+known/16 || now < known-known/16 { // setting them stops the world for a moment
+				debug.SetGCPercent(growth(now))
+				debug.SetMemoryLimit(limit(now))
+				known = max(now, 1)
+			}
 			select {
 			case <-ticker.C:
 			case <-m.stop:
@@ -64,12 +75,18 @@ func (m *Heap) Close() {
 	m.wg.Wait()
 	if m.old >= 0 {
 		debug.SetGCPercent(m.old)
+		debug.SetMemoryLimit(m.oldLimit)
 	}
 }
 
 // growth returns by how many percent a heap may grow of which so many bytes live.
 func growth(live uint64) int {
 	return int(min(100, max(leastGrowth, 100*headroom/max(live, 1))))
+}
+
+// limit returns what a process may take, in bytes, of whose heap so many live.
+func limit(live uint64) int64 {
+	return int64(max(leastLimit, live+max(headroom, live*leastGrowth/100)+notHeap))
 }
 
 // live is how much of the heap the last collection found alive, in bytes.

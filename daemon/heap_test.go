@@ -14,9 +14,18 @@ func TestHeapGrowth(t *testing.T) {
 	}
 }
 
+// TestHeapLimit is the least one for small heaps, and leaves others room to grow.
+func TestHeapLimit(t *testing.T) {
+	for live, want := range map[uint64]int64{0: 80, 24: 80, 40: 96, 100: 156, 240: 296, 1000: 1208} {
+		if got := limit(live << 20); got != want<<20 {
+			t.Errorf("%d MiB live: limit of %d bytes, want %d MiB", live, got, want)
+		}
+	}
+}
+
 // TestHeapSettings leaves alone what the environment says, and sets things back in the end.
 func TestHeapSettings(t *testing.T) {
-	before := debug.SetGCPercent(77)
+	before, unlimited := debug.SetGCPercent(77), debug.SetMemoryLimit(-1)
 	defer debug.SetGCPercent(before)
 	for variable, during := range map[string]int{"GOGC": 77, "GOMEMLIMIT": 77, "HOME": whileOpen} {
 		h := TendHeap(func(name string) string {
@@ -29,6 +38,9 @@ func TestHeapSettings(t *testing.T) {
 		h.Opened()
 		h.Close()
 		after := debug.SetGCPercent(77)
+		if now := debug.SetMemoryLimit(-1); now != unlimited {
+			t.Errorf("with %s: a limit of %d bytes in the end, want %d", variable, now, unlimited)
+		}
 		if got != during || after != 77 {
 			t.Errorf("with %s: %d %% while stores are opened, %d %% in the end, want %d %% and 77 %%", variable, got, after, during)
 		}
