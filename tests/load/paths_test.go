@@ -16,10 +16,10 @@ import (
 	"cairn/store"
 )
 
-// maxForMany is what a process may take, in MiB, for a closure of small objects: two full tables of the database in memory are most of it, and as
-// much garbage. perPath is what each path adds, in bytes: whoever speaks of a closure has a list of it.
+// maxForMany is what a process may take, in MiB, for a closure of small objects. perPath is what each path adds, in bytes: whoever speaks of a
+// closure has a list of it.
 const (
-	maxForMany = 256
+	maxForMany = 128
 	perPath    = 3 << 10
 )
 
