@@ -55,15 +55,27 @@ func (r *rig) broken(t *testing.T, what, where string, set func(t *testing.T, br
 	r.valid(t, c, r.kept)
 }
 
-// garbage adds something that nothing keeps.
+// garbage adds something that nothing keeps, when the session that added it is over.
 func (r *rig) garbage(t *testing.T) store.Path {
 	t.Helper()
-	c := r.dial(t)
-	defer c.Close()
-	p, err := r.add(c, 1000)
+	adder := r.dial(t)
+	p, err := r.add(adder, 1000)
+	adder.Close()
 	if err != nil {
 		t.Fatal(err)
 	}
+	c := r.dial(t)
+	defer c.Close()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		chains, err := c.Why(t.Context(), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(chains) == 0 {
+			return p
+		}
+	}
+	t.Fatalf("something keeps %s", p)
 	return p
 }
 
