@@ -342,9 +342,8 @@ func (d *driver) optimise(ctx context.Context, c *client.Conn) error {
 	if err != nil {
 		return err
 	}
-	if len(entries) > 0 {
-		e := entries[rand.IntN(len(entries))]
-		if os.Remove(e) == nil {
+	for _, e := range entries {
+		if rand.IntN(2) == 0 && os.Remove(e) == nil {
 			os.WriteFile(e, []byte("damaged"), 0o444)
 		}
 	}
