@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"runtime"
+
+	"golang.org/x/sync/errgroup"
 
 	"cairn/archive"
 	"cairn/daemon/protocol"
@@ -97,16 +100,23 @@ func (x *session) exportBundle(ctx context.Context, q bundleRequest) (reply, err
 	return nil, archive.WriteBundle(ctx, x.tunnel, key, s.store.Dir(), infos, s.store)
 }
 
+// infosAtOnce is how many infos a goroutine looks up before it takes others.
+const infosAtOnce = 256
+
+// infos looks up many paths, on all cores.
 func (x *session) infos(ctx context.Context, paths []store.Path) ([]*store.Info, error) {
-	infos := make([]*store.Info, 0, len(paths))
-	for _, p := range paths {
-		info, err := x.server.store.Info(ctx, p)
-		if err != nil {
-			return nil, err
-		}
-		infos = append(infos, info)
+	infos := make([]*store.Info, len(paths))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for at := 0; at < len(paths); at += infosAtOnce {
+		g.Go(func() (err error) {
+			for i := at; i < min(at+infosAtOnce, len(paths)) && err == nil; i++ {
+				infos[i], err = x.server.store.Info(ctx, paths[i])
+			}
+			return err
+		})
 	}
-	return infos, nil
+	return infos, g.Wait()
 }
 
 // exportRequest is the request of ExportPath.
