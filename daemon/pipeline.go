@@ -15,6 +15,7 @@ const (
 	smallArchive = 256 << 10
 	batchBytes   = 2 << 20
 	batchObjects = 1024
+	leastBatch   = 64 // objects, for which a commit by itself is worth while when nothing else is done
 )
 
 // pipeline adds small objects of one upload in batches: while one is added, the next is read.
@@ -51,6 +52,9 @@ func (p *pipeline) add(info *store.Info, r io.Reader) error {
 		return fmt.Errorf("add %s: %w", info.Path, err)
 	}
 	p.list = append(p.list, disk.Archive{Info: info, NAR: nar})
+	if len(p.list) >= leastBatch && (p.busy == nil || len(p.busy) > 0) { // nothing is being added
+		return p.hand()
+	}
 	return nil
 }
 
