@@ -18,6 +18,8 @@ T ?= 30s
 N ?= 200
 ROW ?= .*
 SIZE ?= full
+MIB ?= 1024
+OBJECTS ?= 100000
 BENCH_JSON ?= bench-$(VERSION).json
 
 .PHONY: help deps build test demo check fuzz root crash power full compat lab bench compare load soak clean
@@ -71,8 +73,8 @@ compat: ## Debian's nix as the client of our daemon (root)
 lab: ## switch and deploy on real hosts (root)
 	CAIRN_LAB=1 go test $(GOTESTFLAGS) -count=1 -timeout 30m ./tests/lab/... ./deploy/...
 
-load: ## 200 clients at once for T, then a third of them killed; a large object, and 100,000 small ones (make load T=1m)
-	CAIRN_LOAD=$(T) CAIRN_LOAD_SIZE=1024 CAIRN_LOAD_PATHS=100000 go test $(GOTESTFLAGS) -count=1 -v -timeout 60m ./tests/load
+load: ## 200 clients at once for T, then a third of them killed; an object of MIB, and OBJECTS small ones (make load T=1m)
+	CAIRN_LOAD=$(T) CAIRN_LOAD_SIZE=$(MIB) CAIRN_LOAD_PATHS=$(OBJECTS) go test $(GOTESTFLAGS) -count=1 -v -timeout 60m ./tests/load
 
 soak: ## hostile sessions against a live daemon for T, with the race detector (make soak T=1h) (root)
 	CAIRN_SOAK=$(T) CGO_ENABLED=1 go test -race $(GOTESTFLAGS) -count=1 -v -timeout 0 ./tests/soak
