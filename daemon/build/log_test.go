@@ -86,7 +86,11 @@ func TestFullLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Unmount(logs, unix.MNT_DETACH) })
-	for name, lines := range map[string]int{"short": 3, "long": 3000} {
+	for _, log := range []struct {
+		name  string
+		lines int
+	}{{"short", 3}, {"long", 3000}} { // which leaves no room for another
+		name, lines := log.name, log.lines
 		said.Reset()
 		d := r.add(drv{name: name, script: fmt.Sprintf("i=0; while [ $i -lt %d ]; do echo line $i; i=$((i+1)); done; touch $out", lines)})
 		list, err := r.build.Build(t.Context(), all(d), build.Normal, nil)

@@ -20,22 +20,24 @@ import (
 // A table is blocks, index (a flat buffer that says where each block is), length of the index u32, its checksum, length of that u32;
 // a block is entries, their offsets, their number u32, checksum, length of that u32. All numbers are big-endian.
 func checkTables(dir string, open bool) error {
-	f, err := os.Open(filepath.Join(dir, badger.ManifestFilename))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
+	listed, err := listTables(dir)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	manifest, _, err := badger.ReplayManifestFile(f, 0, badger.Options{})
-	if err != nil {
-		return fmt.Errorf("%w: manifest: %w", ErrDamaged, err)
-	}
-	for id := range manifest.Tables {
+	for id := range listed {
 		name := table.NewFilename(id, dir)
-		switch err := checkTable(name); {
-		case open && errors.Is(err, os.ErrNotExist):
+		err := checkTable(name)
+		if err != nil && open {
+			// A table is first taken out of the manifest, then cut, then removed.
+			now, listErr := listTables(dir)
+			if listErr != nil {
+				return listErr
+			}
+			if _, still := now[id]; !still {
+				continue
+			}
+		}
+		switch {
 		case errors.Is(err, os.ErrNotExist), errors.Is(err, errTable):
 			return fmt.Errorf("%w: table %s: %w", ErrDamaged, filepath.Base(name), err)
 		case err != nil:
@@ -43,6 +45,23 @@ func checkTables(dir string, open bool) error {
 		}
 	}
 	return nil
+}
+
+// listTables returns the tables that the manifest lists.
+func listTables(dir string) (map[uint64]badger.TableManifest, error) {
+	f, err := os.Open(filepath.Join(dir, badger.ManifestFilename))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	manifest, _, err := badger.ReplayManifestFile(f, 0, badger.Options{})
+	if err != nil {
+		return nil, fmt.Errorf("%w: manifest: %w", ErrDamaged, err)
+	}
+	return manifest.Tables, nil
 }
 
 // errTable says that a table's bytes are not those that were written.

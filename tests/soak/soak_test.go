@@ -262,12 +262,13 @@ func (r *rig) state() *state {
 	return &state{runtime.NumGoroutine(), r.files(), len(r.store.Leases()), paths, m.HeapAlloc}
 }
 
-// files counts what this process has open, but for the database's own files, of which a larger store has more.
+// files counts what this process has open, but for the database's own files and directories of the pool of links, of which a larger store
+// has more.
 func (r *rig) files() (n int) {
 	open, _ := os.ReadDir("/proc/self/fd")
 	for _, f := range open {
 		target, err := os.Readlink("/proc/self/fd/" + f.Name())
-		if err == nil && !strings.HasPrefix(target, filepath.Join(r.layout.StateDir, "db")+"/") {
+		if err == nil && !strings.HasPrefix(target, filepath.Join(r.layout.StateDir, "db")+"/") && !strings.HasPrefix(target, filepath.Join(r.layout.RealDir, ".links")+"/") {
 			n++
 		}
 	}
