@@ -40,7 +40,8 @@
 // # Output for machines
 //
 // The file that CAIRN_BENCH_JSON names gets one JSON object for each row and each figure (type result), with the samples in nanoseconds, the version, the date
-// and the machine. Times of two machines cannot be compared, ratios can.
+// and the machine. Times of two machines cannot be compared, ratios can. The directory results keeps such files, one for each release, with which
+// make compare compares; of a row that is there twice the later one counts.
 //
 // Needs root and nix.
 package bench
