@@ -22,20 +22,29 @@ var direntBuffers = sync.Pool{New: func() any { return new([direntSize]byte) }}
 // Copy passes exactly one archive through from r to w and checks it.
 // It returns the archive's size; an archive that is not canonical gives an error after part of it was written.
 func Copy(w io.Writer, r io.Reader) (int64, error) {
+	var n *Reader
+	err := buffered(w, func(out *bufio.Writer) error {
+		n = NewReader(io.TeeReader(r, out))
+		return n.drain()
+	})
+	return n.offset, err
+}
+
+var writers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, 64<<10) }}
+
+// buffered has write write to w in large pieces; when it fails, the last of them is not written.
+func buffered(w io.Writer, write func(*bufio.Writer) error) error {
 	out := writers.Get().(*bufio.Writer)
 	out.Reset(w)
 	defer func() {
 		out.Reset(nil)
 		writers.Put(out)
 	}()
-	n := NewReader(io.TeeReader(r, out))
-	if err := n.drain(); err != nil {
-		return n.offset, err
+	if err := write(out); err != nil {
+		return err
 	}
-	return n.offset, out.Flush()
+	return out.Flush()
 }
-
-var writers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, 64<<10) }}
 
 // drain reads the whole archive.
 func (r *Reader) drain() error {

@@ -38,6 +38,7 @@ func Dump(w io.Writer, path string) error {
 // DumpAt is Dump of the tree called name in the directory with the handle at.
 func DumpAt(w io.Writer, at int, name string) error { return dumpAt(w, at, name, name) }
 
+// dumpAt is DumpAt of a tree that errors call path.
 func dumpAt(w io.Writer, at int, name, path string) error {
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
@@ -49,15 +50,7 @@ func dumpAt(w io.Writer, at int, name, path string) error {
 }
 
 // DumpOpen writes the archive of the directory that f is, as Dump does.
-func DumpOpen(w io.Writer, f *os.File) error {
-	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
-	d := &dumper{dst: w, buf: *buf}
-	if err := d.root(int(f.Fd()), "."); err != nil {
-		return fmt.Errorf("dump %s: %w", filepath.Join(append([]string{f.Name()}, d.names...)...), err)
-	}
-	return nil
-}
+func DumpOpen(w io.Writer, f *os.File) error { return dumpAt(w, int(f.Fd()), ".", f.Name()) }
 
 // NewFileReader returns the archive of a regular file of size bytes, which r gives; it may have more.
 func NewFileReader(r io.Reader, size int64, executable bool) io.Reader {

@@ -191,18 +191,14 @@ func (w *Writer) text(s string) {
 
 // DumpString writes the archive of a single regular file.
 func DumpString(w io.Writer, data []byte, executable bool) error {
-	dst := writers.Get().(*bufio.Writer)
-	dst.Reset(w)
-	defer func() {
-		dst.Reset(nil)
-		writers.Put(dst)
-	}()
-	n := &Writer{dst: dst}
-	if err := n.WriteHeader(&Header{Type: Regular, Size: int64(len(data)), Executable: executable}); err != nil {
-		return err
-	}
-	if _, err := n.Write(data); err != nil {
-		return err
-	}
-	return n.Close()
+	return buffered(w, func(out *bufio.Writer) error {
+		n := &Writer{dst: out}
+		if err := n.WriteHeader(&Header{Type: Regular, Size: int64(len(data)), Executable: executable}); err != nil {
+			return err
+		}
+		if _, err := n.Write(data); err != nil {
+			return err
+		}
+		return n.Close()
+	})
 }
