@@ -1,7 +1,6 @@
 package deploy
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -27,14 +26,7 @@ func (a *agent) addOwn(ctx context.Context, d *client.Conn, p store.Path) (bool,
 	}
 	r, w := io.Pipe()
 	defer r.Close()
-	go func() {
-		b := bufio.NewWriterSize(w, 256<<10)
-		err := nar.Dump(b, a.Program)
-		if err == nil {
-			err = b.Flush()
-		}
-		w.CloseWithError(err)
-	}()
+	go func() { w.CloseWithError(nar.Dump(w, a.Program)) }()
 	info, err := d.AddToStore(ctx, p.Name(), store.Recursive, store.SHA256, nil, r)
 	if err != nil {
 		return false, err

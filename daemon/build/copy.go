@@ -1,14 +1,12 @@
 package build
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"io"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"cairn/archive/nar"
@@ -19,28 +17,6 @@ import (
 
 // ioSize is the buffer between stages of a copy.
 const ioSize = 256 << 10
-
-// buffers are what copies use: most are of a few bytes, and making a buffer takes longer than filling it.
-var buffers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, ioSize) }}
-
-// buffered has write write to w in large pieces.
-func buffered(w io.Writer, write func(io.Writer) error) error {
-	b := buffers.Get().(*bufio.Writer)
-	b.Reset(w)
-	defer func() {
-		b.Reset(nil)
-		buffers.Put(b)
-	}()
-	if err := write(b); err != nil {
-		return err
-	}
-	return b.Flush()
-}
-
-// dump writes the archive of a tree in large pieces.
-func dump(w io.Writer, tree string) error {
-	return buffered(w, func(w io.Writer) error { return nar.Dump(w, tree) })
-}
 
 // copyOut writes an output's copy, with digests replaced, and its hash and size to o.info.
 // The archive also goes to the given writers, as it was before.
@@ -58,7 +34,7 @@ func (a *attempt) copyOut(ctx context.Context, o *output, digests map[string]str
 		rewriter := refscan.NewRewriter(after, digests)
 		after, done = rewriter, rewriter.Close
 	}
-	err := dump(io.MultiWriter(append(also, after)...), o.tree)
+	err := nar.Dump(io.MultiWriter(append(also, after)...), o.tree)
 	if err == nil {
 		err = done()
 	}
@@ -137,5 +113,5 @@ func (r *restoration) close(err error) error {
 // copyTree copies what an archive holds of a tree.
 func copyTree(from, to string) error {
 	r := &restoration{path: to}
-	return r.close(dump(r, from))
+	return r.close(nar.Dump(r, from))
 }

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cairn/archive/nar"
 	"cairn/daemon/protocol"
 	"cairn/derivation"
 	"cairn/store"
@@ -255,7 +256,7 @@ func readFile(path string, w io.Writer) error {
 func (a *attempt) readFloating(ctx context.Context) error {
 	for _, o := range a.outputs {
 		scan := refscan.NewScanner(nil, a.candidates())
-		if err := dump(scan, o.tree); err != nil {
+		if err := nar.Dump(scan, o.tree); err != nil {
 			return a.unreadable(o, err)
 		}
 		if !a.discards(o) {
@@ -310,7 +311,7 @@ func (a *attempt) hashFloating(o *output, out derivation.Output, digests map[str
 	}
 	h := refscan.HashModulo(out.Algo, o.path.Digest())
 	r := refscan.NewRewriter(h, digests)
-	if err := dump(r, o.tree); err != nil {
+	if err := nar.Dump(r, o.tree); err != nil {
 		return store.Hash{}, a.unreadable(o, err)
 	}
 	if err := r.Close(); err != nil {
