@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/errgroup"
 
 	"cairn/archive/wire"
 	"cairn/store"
@@ -84,11 +85,10 @@ func writeBundle(ctx context.Context, w io.Writer, key SecretKey, dir store.Dir,
 	out.Write([]byte(bundleMagic))
 	out.Bytes(manifest)
 	out.String(key.Sign(manifestText(manifest)))
-	p, err := newPacker(out)
+	p, err := newPacker(out, len(infos))
 	if err != nil {
 		return err
 	}
-	defer p.zstd.Close()
 	if err := p.objects(ctx, infos, r); err != nil {
 		return err
 	}
@@ -156,17 +156,18 @@ const packAhead = 256 << 10
 
 // packer writes objects. Small ones are packed on all cores, a few before their turn.
 type packer struct {
-	out  *wire.Writer
-	zstd *zstd.Encoder
-	hash hash.Hash
-	buf  []byte
+	out   *wire.Writer
+	cores int
+	ahead *zstd.Encoder // of small objects, for all cores
+	hash  hash.Hash
+	buf   []byte
 }
 
-func newPacker(out *wire.Writer) (*packer, error) {
-	p := &packer{out: out, hash: store.BLAKE3.New(), buf: make([]byte, 0, bundleFrame)}
-	var err error
-	p.zstd, err = newEncoder(nil, 0)
-	return p, err
+// newPacker returns a packer of so many objects.
+func newPacker(out *wire.Writer, objects int) (*packer, error) {
+	cores := max(1, min(runtime.GOMAXPROCS(0), objects))
+	ahead, err := newEncoder(nil, 0, cores)
+	return &packer{out: out, cores: cores, ahead: ahead, hash: store.BLAKE3.New(), buf: make([]byte, 0, bundleFrame)}, err
 }
 
 // packing is an object whose turn comes.
@@ -179,26 +180,23 @@ type packing struct {
 
 func (p *packer) objects(ctx context.Context, infos []*store.Info, r store.Reader) error {
 	ctx, cancel := context.WithCancel(ctx)
-	cores := runtime.GOMAXPROCS(0)
-	queue := make(chan *packing, 8*cores)
-	encoders := make(chan *zstd.Encoder, cores)
-	for range cores {
-		encoders <- nil
-	}
-	var wg sync.WaitGroup
-	defer wg.Wait()
+	queue := make(chan *packing, 8*p.cores)
+	var feeder sync.WaitGroup
+	defer feeder.Wait()
 	defer cancel()
-	wg.Go(func() {
+	feeder.Go(func() {
 		defer close(queue)
+		var packers errgroup.Group
+		packers.SetLimit(p.cores)
+		defer packers.Wait()
 		for _, info := range infos {
 			k := &packing{info: info}
 			if info.NarSize <= packAhead {
 				k.done = make(chan struct{})
-				zstd := <-encoders
-				wg.Go(func() {
+				packers.Go(func() error {
 					defer close(k.done)
-					k.data, zstd, k.err = packed(ctx, zstd, info, r)
-					encoders <- zstd
+					k.data, k.err = p.packed(ctx, info, r)
+					return nil
 				})
 			}
 			select {
@@ -216,8 +214,8 @@ func (p *packer) objects(ctx context.Context, infos []*store.Info, r store.Reade
 	return context.Cause(ctx)
 }
 
-// packed reads and packs an object in memory. It makes the encoder when there is none, and gives it back.
-func packed(ctx context.Context, e *zstd.Encoder, info *store.Info, r store.Reader) ([]byte, *zstd.Encoder, error) {
+// packed reads and packs an object in memory.
+func (p *packer) packed(ctx context.Context, info *store.Info, r store.Reader) ([]byte, error) {
 	var nar bytes.Buffer
 	nar.Grow(int(info.NarSize))
 	check := newChecker(&limited{w: &nar, left: info.NarSize})
@@ -225,13 +223,10 @@ func packed(ctx context.Context, e *zstd.Encoder, info *store.Info, r store.Read
 	if err == nil {
 		err = check.compare(info)
 	}
-	if err == nil && e == nil {
-		e, err = newEncoder(nil, 0)
-	}
 	if err != nil {
-		return nil, e, err
+		return nil, err
 	}
-	return e.EncodeAll(nar.Bytes(), nil), e, nil
+	return p.ahead.EncodeAll(nar.Bytes(), nil), nil
 }
 
 // limited keeps no more than was announced; that there was more the checker finds out.
@@ -271,15 +266,18 @@ func (p *packer) contents(ctx context.Context, k *packing, r store.Reader) error
 		_, err := packedWriter{p}.Write(k.data)
 		return err
 	}
-	p.zstd.Reset(packedWriter{p})
-	check := newChecker(p.zstd)
+	zstd, err := takeEncoder(packedWriter{p}, 0)
+	if err != nil {
+		return err
+	}
+	check := newChecker(zstd)
 	if err := r.NAR(ctx, k.info.Path, check); err != nil {
 		return err
 	}
 	if err := check.compare(k.info); err != nil {
 		return err
 	}
-	return p.zstd.Close()
+	return zstd.Close()
 }
 
 // packedWriter takes packed bytes and frames them.

@@ -149,7 +149,7 @@ func takeEncoder(w io.Writer, level int) (*borrowed, error) {
 		e.Reset(w)
 		return &borrowed{e, pool}, nil
 	}
-	e, err := newEncoder(w, level)
+	e, err := newEncoder(w, level, 1)
 	return &borrowed{e, pool}, err
 }
 
@@ -187,7 +187,8 @@ func (b *borrowed) Close() error {
 // highLevel is the first at which memory does not matter.
 const highLevel = 6
 
-func newEncoder(w io.Writer, level int) (*zstd.Encoder, error) {
+// newEncoder returns an encoder to w. Without one it is for EncodeAll, by so many goroutines at once.
+func newEncoder(w io.Writer, level, concurrency int) (*zstd.Encoder, error) {
 	speed, window := zstd.SpeedDefault, ownWindow/2
 	if level > 0 {
 		speed = zstd.EncoderLevelFromZstd(level)
@@ -198,7 +199,7 @@ func newEncoder(w io.Writer, level int) (*zstd.Encoder, error) {
 	case level >= highLevel:
 		window = ownWindow
 	}
-	return zstd.NewWriter(w, zstd.WithEncoderLevel(speed), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(window), zstd.WithLowerEncoderMem(level < highLevel))
+	return zstd.NewWriter(w, zstd.WithEncoderLevel(speed), zstd.WithEncoderConcurrency(concurrency), zstd.WithWindowSize(window), zstd.WithLowerEncoderMem(level < highLevel))
 }
 
 // plain passes bytes through.
