@@ -134,13 +134,9 @@ func (s *Store) receive(ctx context.Context, info *store.Info, temp string, r io
 		return err
 	}
 	failpoint.Hit("disk/add/received")
-	if narHash != info.NarHash {
-		return fmt.Errorf("nar has %s, announced was %s: %w", narHash, info.NarHash, store.ErrHashMismatch)
+	if err := checkArchive(info, narHash, size); err != nil {
+		return err
 	}
-	if info.NarSize != 0 && size != info.NarSize {
-		return fmt.Errorf("nar has %d bytes, announced were %d: %w", size, info.NarSize, store.ErrHashMismatch)
-	}
-	info.NarSize = size
 	return check.verify(info, temp)
 }
 

@@ -3,7 +3,6 @@ package disk
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"path/filepath"
 	"runtime"
@@ -144,14 +143,9 @@ func drop(items []*bulkItem) {
 // unpack checks an archive that is in memory and makes its tree at temp. When it fails it leaves none.
 func (s *Store) unpack(info *store.Info, archive []byte, temp string) (err error) {
 	failpoint.Hit("disk/add/received")
-	sum := sha256.Sum256(archive)
-	if !bytes.Equal(sum[:], info.NarHash.Bytes()) {
-		return fmt.Errorf("nar has %s, announced was %s: %w", store.NewHash(store.SHA256, sum[:]), info.NarHash, store.ErrHashMismatch)
+	if err := checkArchive(info, store.SHA256.Sum(archive), int64(len(archive))); err != nil {
+		return err
 	}
-	if size := int64(len(archive)); info.NarSize != 0 && size != info.NarSize {
-		return fmt.Errorf("nar has %d bytes, announced were %d: %w", size, info.NarSize, store.ErrHashMismatch)
-	}
-	info.NarSize = int64(len(archive))
 	check := newContentCheck(info)
 	for _, w := range check.writers() {
 		w.Write(archive)

@@ -11,6 +11,18 @@ import (
 	"cairn/store/refscan"
 )
 
+// checkArchive compares an archive with what was announced, and fills in info's size when it is zero.
+func checkArchive(info *store.Info, hash store.Hash, size int64) error {
+	if hash != info.NarHash {
+		return fmt.Errorf("nar has %s, announced was %s: %w", hash, info.NarHash, store.ErrHashMismatch)
+	}
+	if info.NarSize != 0 && size != info.NarSize {
+		return fmt.Errorf("nar has %d bytes, announced were %d: %w", size, info.NarSize, store.ErrHashMismatch)
+	}
+	info.NarSize = size
+	return nil
+}
+
 // contentCheck compares an object's contents with its content address.
 type contentCheck struct {
 	ca  store.ContentAddress
