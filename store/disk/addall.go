@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime"
-	"sync"
-	"sync/atomic"
 
 	"cairn/archive/nar"
 	"cairn/store"
@@ -50,7 +48,7 @@ func (s *Store) AddAll(ctx context.Context, list []Archive) error {
 	if err != nil {
 		wrong = err
 	}
-	if err := b.unpack(); err != nil {
+	if err := b.unpack(ctx); err != nil {
 		wrong = err
 	}
 	if err := b.commit(); err != nil {
@@ -70,6 +68,7 @@ type bulk struct {
 type bulkItem struct {
 	Archive
 	temp   string // where its tree is
+	err    error  // why it cannot be added
 	object *pending
 }
 
@@ -99,35 +98,24 @@ func (b *bulk) admit(a Archive) error {
 }
 
 // unpack makes the trees, on all cores, and keeps the items before the first that fails.
-func (b *bulk) unpack() error {
-	errs := make([]error, len(b.items))
-	var next atomic.Int64
-	work := func() {
-		for i := int(next.Add(1)) - 1; i < len(b.items); i = int(next.Add(1)) - 1 {
-			it := b.items[i]
-			info := *it.Info // its size may not be known
-			it.Info, it.temp = &info, b.s.temp()
-			errs[i] = b.s.unpack(it.Info, it.NAR, it.temp)
-		}
-	}
-	var wg sync.WaitGroup
-	for range min(runtime.GOMAXPROCS(0), len(b.items)) - 1 {
-		wg.Go(work)
-	}
-	work()
-	wg.Wait()
+func (b *bulk) unpack(ctx context.Context) error {
+	parallel(ctx, runtime.GOMAXPROCS(0), b.items, func(_ context.Context, it *bulkItem) error {
+		info := *it.Info // its size may not be known
+		it.Info, it.temp = &info, b.s.temp()
+		it.err = b.s.unpack(it.Info, it.NAR, it.temp)
+		return nil
+	})
 	staged := map[store.Path]string{}
 	hashes := b.s.hashesWith(staged)
 	for i, it := range b.items {
-		err := errs[i]
-		if err == nil {
+		if it.err == nil {
 			staged[it.Info.Path] = it.temp
-			it.object, err = b.s.pending(it.Info, it.temp, hashes)
+			it.object, it.err = b.s.pending(it.Info, it.temp, hashes)
 		}
-		if err != nil {
+		if it.err != nil {
 			drop(b.items[i:])
 			b.items = b.items[:i]
-			return fmt.Errorf("add %s: %w", it.Info.Path, noSpace(err))
+			return fmt.Errorf("add %s: %w", it.Info.Path, noSpace(it.err))
 		}
 	}
 	return nil

@@ -75,7 +75,7 @@ func (s *Store) Optimise(ctx context.Context, opts *OptimiseOptions) (LinkStats,
 			return LinkStats{}, fmt.Errorf("optimise: %w", err)
 		}
 	}
-	err = eachNode(ctx, nodes, o.Workers, op.visit)
+	err = parallel(ctx, o.Workers, nodes, op.visit)
 	return op.stats, err
 }
 

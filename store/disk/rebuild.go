@@ -15,8 +15,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"cairn/derivation"
 	"cairn/store"
 	"cairn/store/meta"
@@ -323,22 +321,17 @@ func (r *rebuilding) read(ctx context.Context) error {
 			all = append(all, f)
 		}
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(r.opts.Workers)
 	done := 0
-	for _, f := range all {
-		g.Go(func() error {
-			n, err := r.readObject(ctx, f)
-			r.mu.Lock()
-			defer r.mu.Unlock()
-			r.result.Bytes += n
-			if done++; r.opts.Progress != nil {
-				r.opts.Progress(done, len(all))
-			}
-			return err
-		})
-	}
-	return g.Wait()
+	return parallel(ctx, r.opts.Workers, all, func(ctx context.Context, f *found) error {
+		n, err := r.readObject(ctx, f)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.result.Bytes += n
+		if done++; r.opts.Progress != nil {
+			r.opts.Progress(done, len(all))
+		}
+		return err
+	})
 }
 
 // readObject compares an object with its row or looks for a proof.

@@ -10,9 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"cairn/archive/nar"
@@ -78,28 +76,8 @@ func (s *Store) Verify(ctx context.Context, opts *VerifyOptions, report func(Pro
 	if v.progress = o.Progress; v.progress == nil {
 		v.progress = func(int64) {}
 	}
-	err = eachNode(ctx, nodes, o.Workers, v.check)
+	err = parallel(ctx, o.Workers, nodes, v.check)
 	return v.result, err
-}
-
-// eachNode calls fn for nodes in their order, by several goroutines, until one call fails.
-func eachNode(ctx context.Context, nodes []*node, workers int, fn func(context.Context, *node) error) error {
-	g, ctx := errgroup.WithContext(ctx)
-	var next atomic.Int64
-	for range workers {
-		g.Go(func() error {
-			for {
-				i := int(next.Add(1)) - 1
-				if i >= len(nodes) {
-					return nil
-				}
-				if err := fn(ctx, nodes[i]); err != nil {
-					return err
-				}
-			}
-		})
-	}
-	return g.Wait()
 }
 
 // verifyNodes returns the nodes of paths, or all, those included that are missing on disk.
