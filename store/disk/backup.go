@@ -135,16 +135,7 @@ func (s *Store) writeBackup(sequence uint64) (*Backup, error) {
 		return nil, err
 	}
 	failpoint.Hit("disk/backup/renamed")
-	return b, syncDirectory(backupDir(s.layout))
-}
-
-func syncDirectory(name string) error {
-	f, err := os.Open(name)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
+	return b, meta.SyncDir(backupDir(s.layout))
 }
 
 // backupLoop is the goroutine that backs the database up when it is time to.

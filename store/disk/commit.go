@@ -216,7 +216,7 @@ func (s *Store) place(temp, final string) error {
 	case !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.EINVAL): // the second is of file systems that know no flags
 		return &os.LinkError{Op: "rename", Old: temp, New: final, Err: err}
 	}
-	if _, err := os.Lstat(final); err == nil {
+	if exists(final) {
 		if err := s.discard(final); err != nil {
 			return err
 		}

@@ -506,9 +506,16 @@ func (s *Store) toTrash(path string) (string, error) {
 	return to, err
 }
 
+// exists reports whether something is seen at path.
 func exists(path string) bool {
 	_, err := os.Lstat(path)
 	return err == nil
+}
+
+// absent reports whether nothing is at path; when that cannot be told it is not.
+func absent(path string) bool {
+	_, err := os.Lstat(path)
+	return errors.Is(err, os.ErrNotExist)
 }
 
 // temp returns a new name in the store directory.

@@ -3,7 +3,6 @@ package disk
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -26,7 +25,7 @@ func (s *Store) heedMark() error {
 			"store", s.layout.RealDir)
 		return os.WriteFile(mark, nil, 0o644)
 	}
-	if _, err := os.Lstat(mark); errors.Is(err, fs.ErrNotExist) {
+	if absent(mark) {
 		return nil
 	}
 	s.log.Warn("the store was used without durability; if the machine has crashed since, 'cairn store verify' says what is damaged",

@@ -284,7 +284,7 @@ func (r *rebuilding) list(context.Context) error {
 // finishNext gives what was to replace an object its place when that is free, as Open does.
 func (r *rebuilding) finishNext(name string) string {
 	final := filepath.Join(r.layout.RealDir, name)
-	if _, err := os.Lstat(final); errors.Is(err, fs.ErrNotExist) {
+	if absent(final) {
 		os.Rename(filepath.Join(r.layout.RealDir, nextPrefix+name), final)
 	}
 	return name
@@ -485,7 +485,7 @@ func (r *rebuilding) moveAside(context.Context) error {
 			return fmt.Errorf("move %s aside: %w", f.path, err)
 		}
 	}
-	if err := errors.Join(syncDirectory(aside), syncDirectory(r.layout.RealDir)); err != nil {
+	if err := errors.Join(meta.SyncDir(aside), meta.SyncDir(r.layout.RealDir)); err != nil {
 		return err
 	}
 	os.Remove(aside) // when it is empty
@@ -497,7 +497,7 @@ func (r *rebuilding) move(f *found) error {
 	from := r.realPath(f)
 	f.aside = !f.aside
 	to := r.realPath(f)
-	if _, err := os.Lstat(to); err == nil { // in .lost, since an earlier rebuilding
+	if exists(to) { // in .lost, since an earlier rebuilding
 		older := filepath.Join(filepath.Dir(to), fmt.Sprintf(".older-%d-%s", time.Now().UnixNano(), filepath.Base(to)))
 		if err := os.Rename(to, older); err != nil {
 			return err
@@ -519,7 +519,7 @@ func (r *rebuilding) write(ctx context.Context) error {
 	if err := r.fill(ctx, made); err != nil {
 		return err
 	}
-	if _, err := os.Lstat(db); err == nil {
+	if exists(db) {
 		r.result.OldDatabase = db + ".old-" + time.Now().UTC().Format("20060102T150405.000")
 		if err := os.Rename(db, r.result.OldDatabase); err != nil {
 			return err
@@ -528,7 +528,7 @@ func (r *rebuilding) write(ctx context.Context) error {
 	if err := os.Rename(made, db); err != nil {
 		return err
 	}
-	return syncDirectory(r.layout.StateDir)
+	return meta.SyncDir(r.layout.StateDir)
 }
 
 func (r *rebuilding) fill(ctx context.Context, dir string) error {

@@ -145,7 +145,7 @@ func (s *Store) swap(temp, final string) error {
 
 // exchange renames temp to final and returns where what was there is now, if anything was.
 func (s *Store) exchange(temp, final string) (string, error) {
-	if _, err := os.Lstat(final); errors.Is(err, os.ErrNotExist) {
+	if absent(final) {
 		return "", os.Rename(temp, final)
 	}
 	err := errors.ErrUnsupported
@@ -211,7 +211,7 @@ func (s *Store) finishInterrupted() error {
 
 func (s *Store) finishNext(next string) error {
 	final := filepath.Join(s.layout.RealDir, strings.TrimPrefix(filepath.Base(next), nextPrefix))
-	if _, err := os.Lstat(final); !errors.Is(err, os.ErrNotExist) {
+	if !absent(final) {
 		return s.discard(next)
 	}
 	return os.Rename(next, final)

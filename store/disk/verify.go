@@ -282,8 +282,7 @@ func (s *Store) inTheMaking(name string) bool {
 		return true
 	}
 	defer s.locks.unlock([]meta.Digest{d})
-	_, err = os.Lstat(s.RealPath(p))
-	return err != nil || s.hasRow(name) // it came or went between the two questions
+	return !exists(s.RealPath(p)) || s.hasRow(name) // it came or went between the two questions
 }
 
 // Forget deletes the rows of objects that have no files (see Verify), unless something that is valid refers to them,

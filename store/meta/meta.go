@@ -174,7 +174,7 @@ func Open(dir string, storeDir store.Dir, opts *Options) (*DB, error) {
 		d.badger.Close()
 		return nil, fmt.Errorf("open database %s: %w", dir, err)
 	}
-	if err := syncDir(dir); err != nil {
+	if err := SyncDir(dir); err != nil {
 		d.badger.Close()
 		return nil, fmt.Errorf("open database %s: %w", dir, err)
 	}
@@ -425,7 +425,8 @@ func (d *DB) scan(prefix []byte, values bool, fn func(key, value []byte) error) 
 	})
 }
 
-func syncDir(dir string) error {
+// SyncDir makes the names in a directory durable.
+func SyncDir(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
 		return err
