@@ -63,12 +63,12 @@ func (s *Store) add(ctx context.Context, info *store.Info, r io.Reader) error {
 		return err
 	}
 	defer releaseRefs()
-	temp := s.temp()
-	defer removeTree(temp)
-	if err := s.receive(ctx, info, temp, r); err != nil {
+	t := s.newTree(info.Path)
+	defer removeTree(t.temp)
+	if err := s.receive(ctx, info, t, r); err != nil {
 		return noSpace(err)
 	}
-	p, err := s.pending(info, temp, s.hashes)
+	p, err := s.pending(info, t, s.hashes)
 	if err != nil {
 		return err
 	}
@@ -126,10 +126,10 @@ func (s *Store) holdRefs(self store.Path, refs []store.Path, together map[store.
 	return func() { s.graph.release(ds...) }, nil
 }
 
-// receive restores a NAR at temp and checks it against info, whose size is filled in when it is zero.
-func (s *Store) receive(ctx context.Context, info *store.Info, temp string, r io.Reader) error {
+// receive makes the tree of a NAR and checks it against info, whose size is filled in when it is zero.
+func (s *Store) receive(ctx context.Context, info *store.Info, t *tree, r io.Reader) error {
 	check := newContentCheck(info)
-	narHash, size, err := s.restore(ctx, temp, r, check.writers()...)
+	narHash, size, err := s.restore(ctx, t, r, check.writers()...)
 	if err != nil {
 		return err
 	}
@@ -137,22 +137,25 @@ func (s *Store) receive(ctx context.Context, info *store.Info, temp string, r io
 	if err := checkArchive(info, narHash, size); err != nil {
 		return err
 	}
-	return check.verify(info, temp)
+	return check.verify(info, t.temp)
 }
 
-// restore makes the tree of a NAR at temp and returns the archive's hash and size. Others are written the archive, too.
-func (s *Store) restore(ctx context.Context, temp string, r io.Reader, others ...io.Writer) (store.Hash, int64, error) {
+// restore makes the tree of a NAR and returns the archive's hash and size. Others are written the archive, too.
+func (s *Store) restore(ctx context.Context, t *tree, r io.Reader, others ...io.Writer) (store.Hash, int64, error) {
 	sum := store.SHA256.New()
 	in := s.newIntake(ctx, r)
-	if err := nar.Restore(in, temp, &nar.RestoreOptions{Sums: append([]io.Writer{sum}, others...), Files: s.Files()}); err != nil {
+	if err := t.restore(in, append([]io.Writer{sum}, others...)...); err != nil {
 		return store.Hash{}, 0, err
 	}
 	return store.NewHash(store.SHA256, sum.Sum(nil)), in.size, nil
 }
 
-// pending makes the row of an object whose tree is at temp.
-func (s *Store) pending(info *store.Info, temp string, hashes *derivation.Hashes) (*pending, error) {
-	p := &pending{path: info.Path, object: rowOf(info), temp: temp}
+// pending makes the row of an object whose tree is made.
+func (s *Store) pending(info *store.Info, t *tree, hashes *derivation.Hashes) (*pending, error) {
+	p := &pending{path: info.Path, object: rowOf(info), temp: t.temp}
+	if info.NarSize >= leastSealed {
+		p.object.Seal = t.seal
+	}
 	if info.Path.IsDerivation() {
 		if err := s.derivationRows(p, info, hashes); err != nil {
 			return nil, err
@@ -237,7 +240,8 @@ func (s *Store) addFile(ctx context.Context, name string, method store.Method, a
 	if err != nil {
 		return nil, err
 	}
-	return s.settle(ctx, info, func(temp string) error { return s.makeFile(temp, head, s.filesOf(info.Path)) }, "")
+	t := s.newTree(info.Path)
+	return s.settle(ctx, info, t, func() error { return t.file(head) })
 }
 
 // hashFile returns hash and size of the NAR of a plain file.
@@ -262,15 +266,15 @@ func (c *counter) Write(p []byte) (int, error) {
 // addLargeFile spools to a temporary file, which it reads once more: the archive has the size before the bytes, no
 // client announces it, and SHA-256 cannot begin in the middle. A file that is handed over open is read once (openFile).
 func (s *Store) addLargeFile(ctx context.Context, name string, method store.Method, algo store.Algorithm, refs []store.Path, r io.Reader) (*store.Info, error) {
-	temp := s.temp()
-	defer removeTree(temp)
+	t := s.newTree(store.Path{})
+	defer removeTree(t.temp)
 	sum := algo.New()
-	if err := spool(temp, io.TeeReader(s.newIntake(ctx, r), sum)); err != nil {
+	if err := spool(t.temp, io.TeeReader(s.newIntake(ctx, r), sum)); err != nil {
 		return nil, noSpace(err)
 	}
 	failpoint.Hit("disk/add/spooled")
 	contents := store.NewHash(algo, sum.Sum(nil))
-	narHash, size, err := s.pooled(temp)
+	narHash, size, err := t.pooled()
 	if err != nil {
 		return nil, err
 	}
@@ -279,12 +283,12 @@ func (s *Store) addLargeFile(ctx context.Context, name string, method store.Meth
 	if err != nil {
 		return nil, err
 	}
-	return s.settle(ctx, info, nil, temp)
+	return s.settle(ctx, info, t, nil)
 }
 
-// pooled takes the plain file at temp to the pool, and returns hash and size of its archive.
-func (s *Store) pooled(temp string) (store.Hash, int64, error) {
-	f, err := os.Open(temp)
+// pooled takes a tree that is a plain file to the pool, and returns hash and size of its archive.
+func (t *tree) pooled() (store.Hash, int64, error) {
+	f, err := os.Open(t.temp)
 	if err != nil {
 		return store.Hash{}, 0, err
 	}
@@ -294,8 +298,8 @@ func (s *Store) pooled(temp string) (store.Hash, int64, error) {
 		return store.Hash{}, 0, err
 	}
 	contents, sealed := io.Reader(f), func(int, string) error { return nil }
-	if files := s.Files(); files != nil {
-		if data, fn := files.Large(fi.Size(), false); data != nil {
+	if t.pool != nil {
+		if data, fn := t.Large(fi.Size(), false); data != nil {
 			contents, sealed = io.TeeReader(f, data), fn
 		}
 	}
@@ -303,18 +307,18 @@ func (s *Store) pooled(temp string) (store.Hash, int64, error) {
 	if _, err := io.Copy(&c, nar.NewFileReader(contents, fi.Size(), false)); err != nil {
 		return store.Hash{}, 0, err
 	}
-	return store.NewHash(store.SHA256, c.h.Sum(nil)), c.n, sealed(int(s.dir.Fd()), filepath.Base(temp))
+	return store.NewHash(store.SHA256, c.h.Sum(nil)), c.n, sealed(int(t.s.dir.Fd()), filepath.Base(t.temp))
 }
 
 func (s *Store) addNAR(ctx context.Context, name string, algo store.Algorithm, refs []store.Path, r io.Reader) (*store.Info, error) {
-	temp := s.temp()
-	defer removeTree(temp)
+	t := s.newTree(store.Path{})
+	defer removeTree(t.temp)
 	var others []io.Writer
 	other := algo.New()
 	if algo != store.SHA256 {
 		others = append(others, other)
 	}
-	narHash, size, err := s.restore(ctx, temp, r, others...)
+	narHash, size, err := s.restore(ctx, t, r, others...)
 	if err != nil {
 		return nil, noSpace(err)
 	}
@@ -327,7 +331,7 @@ func (s *Store) addNAR(ctx context.Context, name string, algo store.Algorithm, r
 	if err != nil {
 		return nil, err
 	}
-	return s.settle(ctx, info, nil, temp)
+	return s.settle(ctx, info, t, nil)
 }
 
 // AddOpen adds what f is of, a regular file or, with method Recursive, a directory; see AddStream.
@@ -383,10 +387,10 @@ func (o *openFile) add(ctx context.Context) (*store.Info, error) {
 
 // large adds a file that is addressed by its bytes, and too large to be hashed in memory.
 func (o *openFile) large(ctx context.Context) (*store.Info, error) {
-	temp := o.s.temp()
-	defer removeTree(temp)
+	t := o.s.newTree(store.Path{})
+	defer removeTree(t.temp)
 	sum := o.algo.New()
-	narHash, size, err := o.s.restore(ctx, temp, nar.NewFileReader(io.TeeReader(o.f, sum), o.size, false))
+	narHash, size, err := o.s.restore(ctx, t, nar.NewFileReader(io.TeeReader(o.f, sum), o.size, false))
 	if err != nil {
 		return nil, noSpace(err)
 	}
@@ -395,7 +399,7 @@ func (o *openFile) large(ctx context.Context) (*store.Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	return o.s.settle(ctx, info, nil, temp)
+	return o.s.settle(ctx, info, t, nil)
 }
 
 func (s *Store) contentInfo(name string, ca store.ContentAddress, refs []store.Path, narHash store.Hash, size int64) (*store.Info, error) {
@@ -407,9 +411,9 @@ func (s *Store) contentInfo(name string, ca store.ContentAddress, refs []store.P
 	return &store.Info{Path: p, NarHash: narHash, NarSize: size, References: refs, CA: ca, RegisteredAt: time.Now().Unix()}, nil
 }
 
-// settle makes a path valid whose tree is at temp or is made there by write, unless it is valid already.
-// The caller holds the references and removes temp.
-func (s *Store) settle(ctx context.Context, info *store.Info, write func(temp string) error, temp string) (*store.Info, error) {
+// settle makes a path valid whose tree is made, or is by write, unless it is valid already.
+// The caller holds the references and removes a tree that is made.
+func (s *Store) settle(ctx context.Context, info *store.Info, t *tree, write func() error) (*store.Info, error) {
 	release := s.holdFor(ctx, info.Path)
 	defer release()
 	unlock, err := s.locks.lock(ctx, meta.DigestOf(info.Path))
@@ -423,14 +427,13 @@ func (s *Store) settle(ctx context.Context, info *store.Info, write func(temp st
 		}
 		return s.Info(ctx, info.Path)
 	}
-	if temp == "" {
-		temp = s.temp()
-		defer removeTree(temp)
-		if err := write(temp); err != nil {
+	if write != nil {
+		defer removeTree(t.temp)
+		if err := write(); err != nil {
 			return nil, noSpace(err)
 		}
 	}
-	p, err := s.pending(info, temp, s.hashes)
+	p, err := s.pending(info, t, s.hashes)
 	if err != nil {
 		return nil, err
 	}

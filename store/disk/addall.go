@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"path/filepath"
 	"runtime"
 
 	"cairn/archive/nar"
@@ -67,8 +66,8 @@ type bulk struct {
 
 type bulkItem struct {
 	Archive
-	temp   string // where its tree is
-	err    error  // why it cannot be added
+	tree   *tree
+	err    error // why it cannot be added
 	object *pending
 }
 
@@ -101,16 +100,16 @@ func (b *bulk) admit(a Archive) error {
 func (b *bulk) unpack(ctx context.Context) error {
 	parallel(ctx, runtime.GOMAXPROCS(0), b.items, func(_ context.Context, it *bulkItem) error {
 		info := *it.Info // its size may not be known
-		it.Info, it.temp = &info, b.s.temp()
-		it.err = b.s.unpack(it.Info, it.NAR, it.temp)
+		it.Info, it.tree = &info, b.s.newTree(info.Path)
+		it.err = it.tree.unpack(it.Info, it.NAR)
 		return nil
 	})
 	staged := map[store.Path]string{}
 	hashes := b.s.hashesWith(staged)
 	for i, it := range b.items {
 		if it.err == nil {
-			staged[it.Info.Path] = it.temp
-			it.object, it.err = b.s.pending(it.Info, it.temp, hashes)
+			staged[it.Info.Path] = it.tree.temp
+			it.object, it.err = b.s.pending(it.Info, it.tree, hashes)
 		}
 		if it.err != nil {
 			drop(b.items[i:])
@@ -124,12 +123,12 @@ func (b *bulk) unpack(ctx context.Context) error {
 // drop removes trees that are not renamed.
 func drop(items []*bulkItem) {
 	for _, it := range items {
-		removeTree(it.temp)
+		removeTree(it.tree.temp)
 	}
 }
 
-// unpack checks an archive that is in memory and makes its tree at temp. When it fails it leaves none.
-func (s *Store) unpack(info *store.Info, archive []byte, temp string) (err error) {
+// unpack checks an archive that is in memory and makes its tree. When it fails it leaves none.
+func (t *tree) unpack(info *store.Info, archive []byte) (err error) {
 	failpoint.Hit("disk/add/received")
 	if err := checkArchive(info, store.SHA256.Sum(archive), int64(len(archive))); err != nil {
 		return err
@@ -139,17 +138,17 @@ func (s *Store) unpack(info *store.Info, archive []byte, temp string) (err error
 		w.Write(archive)
 	}
 	r := bytes.NewReader(archive)
-	if err := nar.RestoreAt(r, int(s.dir.Fd()), filepath.Base(temp), &nar.RestoreOptions{Files: s.filesOf(info.Path)}); err != nil {
+	if err := t.restore(r); err != nil {
 		return err
 	}
 	failpoint.Hit("disk/add/unpacked")
 	if r.Len() != 0 {
 		err = fmt.Errorf("%d bytes follow the archive: %w", r.Len(), nar.ErrFormat)
 	} else {
-		err = check.verify(info, temp)
+		err = check.verify(info, t.temp)
 	}
 	if err != nil {
-		removeTree(temp)
+		removeTree(t.temp)
 	}
 	return err
 }

@@ -134,6 +134,7 @@ type Store struct {
 	deletions chan struct{}   // full while a collection or another deletion runs
 	background
 	scrub   scrubber
+	seals   seals
 	backups sync.Mutex    // held while one is made
 	names   atomic.Uint64 // for temporary names
 	start   string        // makes temporary names unique across processes
@@ -164,6 +165,7 @@ func Open(ctx context.Context, l Layout, opts *Options) (*Store, error) {
 		s.opts = *opts
 	}
 	s.pool = newPool(s)
+	s.seals.s = s
 	s.log = s.opts.Logger
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -125,7 +126,7 @@ func TestCloseFullDisk(t *testing.T) {
 	if _, err := disk.Open(t.Context(), l, nil); !errors.Is(err, disk.ErrNoSpace) {
 		t.Fatalf("open on a full disk: %v", err)
 	}
-	for _, hog := range []string{"hog0", "hog1"} {
+	for _, hog := range []string{"hog0", "hog1", "hog2"} {
 		if err := os.Remove(filepath.Join(root, hog)); err != nil {
 			t.Fatal(err)
 		}
@@ -160,6 +161,12 @@ func TestCloseFullDiskChild(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := hogAll(filepath.Join(l.Root, "hog1")); !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(l.StateDir, "db", "ballast")); err != nil && !errors.Is(err, fs.ErrNotExist) { // the database may have been first
+		t.Fatal(err)
+	}
+	if err := hogAll(filepath.Join(l.Root, "hog2")); !errors.Is(err, unix.ENOSPC) {
 		t.Fatal(err)
 	}
 	if err := s.Close(); !errors.Is(err, disk.ErrNoSpace) {

@@ -57,13 +57,13 @@ func (i *Import) AddLater(ctx context.Context, info *store.Info, r io.Reader) er
 }
 
 // take reads an archive with receive, unless there is no need for it.
-func (i *Import) take(info *store.Info, r io.Reader, receive func(info *store.Info, temp string, r io.Reader) error) error {
+func (i *Import) take(info *store.Info, r io.Reader, receive func(info *store.Info, t *tree, r io.Reader) error) error {
 	err := i.s.checkInfo(info)
 	if err == nil && (i.seen[info.Path] || !i.again && i.s.IsValid(info.Path)) {
 		_, err = nar.Copy(io.Discard, r)
 	} else if err == nil {
 		mine := *info
-		err = receive(&mine, i.s.temp(), r)
+		err = receive(&mine, i.s.newTree(info.Path), r)
 	}
 	if err != nil {
 		return fmt.Errorf("import %s: %w", info.Path, noSpace(err))
@@ -71,25 +71,25 @@ func (i *Import) take(info *store.Info, r io.Reader, receive func(info *store.In
 	return nil
 }
 
-func (i *Import) receive(ctx context.Context) func(*store.Info, string, io.Reader) error {
-	return func(info *store.Info, temp string, r io.Reader) error {
-		if err := i.s.receive(ctx, info, temp, r); err != nil {
-			removeTree(temp)
+func (i *Import) receive(ctx context.Context) func(*store.Info, *tree, io.Reader) error {
+	return func(info *store.Info, t *tree, r io.Reader) error {
+		if err := i.s.receive(ctx, info, t, r); err != nil {
+			removeTree(t.temp)
 			return err
 		}
 		failpoint.Hit("disk/import/received")
-		i.putAside(info, temp)
+		i.putAside(info, t)
 		return nil
 	}
 }
 
-func (i *Import) putAside(info *store.Info, temp string) {
+func (i *Import) putAside(info *store.Info, t *tree) {
 	i.seen[info.Path] = true
-	i.outputs = append(i.outputs, Output{Info: info, TempPath: temp, sealed: true})
+	i.outputs = append(i.outputs, Output{Info: info, TempPath: t.temp, tree: t})
 }
 
 // later reads a small archive and leaves the rest to another goroutine.
-func (i *Import) later(info *store.Info, temp string, r io.Reader) error {
+func (i *Import) later(info *store.Info, t *tree, r io.Reader) error {
 	if i.failed.Load() {
 		return i.unpack.Wait()
 	}
@@ -100,9 +100,9 @@ func (i *Import) later(info *store.Info, temp string, r io.Reader) error {
 	if _, err := io.ReadFull(r, archive); err != nil {
 		return err
 	}
-	i.putAside(info, temp)
+	i.putAside(info, t)
 	i.unpack.Go(func() error {
-		err := i.s.unpack(info, archive, temp)
+		err := t.unpack(info, archive)
 		failpoint.Hit("disk/import/received")
 		if err != nil {
 			i.failed.Store(true)

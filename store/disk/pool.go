@@ -20,6 +20,7 @@ import (
 	"cairn/archive/wire"
 	"cairn/store"
 	"cairn/store/failpoint"
+	"cairn/store/meta"
 )
 
 // Sizes of the files that become links as they come, in bytes. A smaller one takes a block of the disk at most, and its link in the pool,
@@ -65,24 +66,66 @@ func (s *Store) Files() nar.Files {
 	return s.pool
 }
 
-// filesOf is Files for one object. No derivation is like another.
-func (s *Store) filesOf(p store.Path) nar.Files {
-	if p.IsDerivation() {
-		return nil
-	}
-	return s.Files()
+// tree is an object that is being made at a temporary name.
+type tree struct {
+	s    *Store
+	pool *pool // nil: no links
+	temp string
+	seal meta.Seal // of a tree that is one file whose hash the pool wanted
 }
 
-// makeFile makes a canonical plain file at a temporary name.
-func (s *Store) makeFile(temp string, data []byte, files nar.Files) error {
-	make := nar.MakeFile
-	if files != nil {
-		make = files.Make
+// newTree returns what makes the object p, or one that has no path yet. No derivation is like another, so that they are no links.
+func (s *Store) newTree(p store.Path) *tree {
+	t := &tree{s: s, temp: s.temp()}
+	if !s.opts.NoDedupe && (p.IsZero() || !p.IsDerivation()) {
+		t.pool = s.pool
 	}
-	if err := make(int(s.dir.Fd()), filepath.Base(temp), false, data); err != nil {
-		return fmt.Errorf("make %s: %w", temp, err)
+	return t
+}
+
+// restore makes the tree of an archive, of which it reads exactly one.
+func (t *tree) restore(r io.Reader, sums ...io.Writer) error {
+	opts := nar.RestoreOptions{Sums: sums}
+	if t.pool != nil {
+		opts.Files = t
+	}
+	return nar.RestoreAt(r, int(t.s.dir.Fd()), filepath.Base(t.temp), &opts)
+}
+
+// file makes a tree that is a plain file.
+func (t *tree) file(data []byte) error {
+	make := nar.MakeFile
+	if t.pool != nil {
+		make = t.Make
+	}
+	if err := make(int(t.s.dir.Fd()), filepath.Base(t.temp), false, data); err != nil {
+		return fmt.Errorf("make %s: %w", t.temp, err)
 	}
 	return nil
+}
+
+// Make is that of the pool. Only the tree itself is made in the store directory.
+func (t *tree) Make(at int, name string, executable bool, data []byte) error {
+	key, err := t.pool.make(at, name, executable, data)
+	if at == int(t.s.dir.Fd()) {
+		t.seal = key
+	}
+	return err
+}
+
+// Large is that of the pool.
+func (t *tree) Large(size int64, executable bool) (io.Writer, func(at int, name string) error) {
+	h, sealed := t.pool.large(size, executable)
+	if h == nil {
+		return nil, nil
+	}
+	return h, func(at int, name string) error {
+		key, err := sealed(at, name)
+		if at == int(t.s.dir.Fd()) {
+			t.seal = key
+		}
+		return err
+	}
 }
 
 func (p *pool) close() {
@@ -218,12 +261,23 @@ func (h *fileHash) key() (key [32]byte) {
 // Make makes a small file: a link to what the pool has, if that is the same byte for byte, or else a file that the pool
 // gets a link to. That the file is not durable yet, and may never be valid, does not matter: nobody trusts an entry.
 func (p *pool) Make(at int, name string, executable bool, data []byte) error {
+	_, err := p.make(at, name, executable, data)
+	return err
+}
+
+// make is Make, and returns the file's key, or none if it is too small for one.
+func (p *pool) make(at int, name string, executable bool, data []byte) (key [32]byte, err error) {
 	if int64(len(data)) < p.least {
-		return nar.MakeFile(at, name, executable, data)
+		return key, nar.MakeFile(at, name, executable, data)
 	}
 	h := newFileHash(int64(len(data)), executable)
 	h.Write(data)
-	to, err := p.slot(h.key())
+	key = h.key()
+	return key, p.put(key, at, name, executable, data)
+}
+
+func (p *pool) put(key [32]byte, at int, name string, executable bool, data []byte) error {
+	to, err := p.slot(key)
 	if err != nil {
 		return err
 	}
@@ -344,16 +398,26 @@ func holds(fd int, executable bool, data []byte) (bool, error) {
 
 // Large hashes a file while it is written.
 func (p *pool) Large(size int64, executable bool) (io.Writer, func(at int, name string) error) {
+	h, sealed := p.large(size, executable)
+	if h == nil {
+		return nil, nil
+	}
+	return h, func(at int, name string) error { _, err := sealed(at, name); return err }
+}
+
+// large is Large, whose sealed returns the file's key.
+func (p *pool) large(size int64, executable bool) (io.Writer, func(at int, name string) ([32]byte, error)) {
 	if size < p.least || size > p.most {
 		return nil, nil
 	}
 	h := newFileHash(size, executable)
-	return h, func(at int, name string) error {
-		to, err := p.slot(h.key())
+	return h, func(at int, name string) ([32]byte, error) {
+		key := h.key()
+		to, err := p.slot(key)
 		if err != nil {
-			return err
+			return key, err
 		}
-		return p.settle(to, at, name, executable, size)
+		return key, p.settle(to, at, name, executable, size)
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 type Output struct {
 	Info     *store.Info
 	TempPath string // where the tree is; gone when Register returns nil
-	sealed   bool   // it is canonical, and has a temporary name of ours
+	tree     *tree  // it is canonical, and has a temporary name of ours; else nil
 }
 
 // Register makes outputs valid, all at once. Their hashes are taken as given: whoever made them has
@@ -97,24 +97,24 @@ func (a *adoption) adopt(o Output) (*pending, func(), error) {
 	if err != nil {
 		return nil, nothing, err
 	}
-	temp := o.TempPath
-	if !o.sealed {
-		temp = s.temp()
-		if err := moveTree(o.TempPath, temp); err != nil {
+	t := o.tree
+	if t == nil {
+		t = s.newTree(o.Info.Path)
+		if err := moveTree(o.TempPath, t.temp); err != nil {
 			release()
 			return nil, nothing, err
 		}
 		failpoint.Hit("disk/register/moved")
 	}
-	a.staged[o.Info.Path] = temp
-	p, err := s.pending(o.Info, temp, a.hashes)
-	if err == nil && !o.sealed {
-		err = canonicalise(temp)
+	a.staged[o.Info.Path] = t.temp
+	p, err := s.pending(o.Info, t, a.hashes)
+	if err == nil && o.tree == nil {
+		err = canonicalise(t.temp)
 		failpoint.Hit("disk/register/canonical")
 	}
 	if err != nil {
 		release()
-		removeTree(temp)
+		removeTree(t.temp)
 		return nil, nothing, err
 	}
 	return p, release, nil

@@ -25,21 +25,21 @@ const nextPrefix = ".next-"
 // registered one. What is registered does not change.
 // A crash leaves the old files or the new ones, never none.
 func (s *Store) Replace(ctx context.Context, p store.Path, r io.Reader) error {
-	return s.replaceWith(ctx, p, func(info *store.Info, temp string) error { return s.receive(ctx, info, temp, r) })
+	return s.replaceWith(ctx, p, func(info *store.Info, t *tree) error { return s.receive(ctx, info, t, r) })
 }
 
 // ReplaceTree is Replace with a tree on the store's file system, which is gone afterwards, also when it was refused.
 // It gets the metadata of store objects, and is read to learn its hash.
-func (s *Store) ReplaceTree(ctx context.Context, p store.Path, tree string) error {
-	defer removeTree(tree)
-	return s.replaceWith(ctx, p, func(info *store.Info, temp string) error {
-		if err := moveTree(tree, temp); err != nil {
+func (s *Store) ReplaceTree(ctx context.Context, p store.Path, path string) error {
+	defer removeTree(path)
+	return s.replaceWith(ctx, p, func(info *store.Info, t *tree) error {
+		if err := moveTree(path, t.temp); err != nil {
 			return err
 		}
-		if err := canonicalise(temp); err != nil {
+		if err := canonicalise(t.temp); err != nil {
 			return err
 		}
-		return s.checkTree(ctx, info, temp)
+		return s.checkTree(ctx, info, t.temp)
 	})
 }
 
@@ -57,8 +57,8 @@ func (s *Store) checkTree(ctx context.Context, info *store.Info, path string) er
 	return check.verify(info, path)
 }
 
-// replaceWith replaces an object by the tree that write makes and checks at a temporary name.
-func (s *Store) replaceWith(ctx context.Context, p store.Path, write func(info *store.Info, temp string) error) error {
+// replaceWith replaces an object by the tree that write makes and checks.
+func (s *Store) replaceWith(ctx context.Context, p store.Path, write func(info *store.Info, t *tree) error) error {
 	if p.IsZero() {
 		return notValid(p)
 	}
@@ -74,12 +74,12 @@ func (s *Store) replaceWith(ctx context.Context, p store.Path, write func(info *
 		return err
 	}
 	defer release()
-	temp := s.temp()
-	defer removeTree(temp)
-	if err := write(info, temp); err != nil {
+	t := s.newTree(p)
+	defer removeTree(t.temp)
+	if err := write(info, t); err != nil {
 		return fmt.Errorf("replace %s: %w", p, noSpace(err))
 	}
-	if err := s.swap(temp, s.RealPath(p)); err != nil {
+	if err := s.swap(t.temp, s.RealPath(p)); err != nil {
 		return fmt.Errorf("replace %s: %w", p, noSpace(err))
 	}
 	s.graph.found(d)

@@ -195,6 +195,7 @@ func (s *Store) scrubAll(ctx context.Context) error {
 			return errors.Join(err, s.saveScrub())
 		}
 		if news || time.Since(saved) > scrubSaved {
+			s.seals.save()
 			s.scrub.mu.Lock()
 			err := s.saveScrub()
 			s.scrub.mu.Unlock()
@@ -204,6 +205,7 @@ func (s *Store) scrubAll(ctx context.Context) error {
 			saved = time.Now()
 		}
 	}
+	s.seals.save()
 	s.scrub.mu.Lock()
 	defer s.scrub.mu.Unlock()
 	state := &s.scrub.state

@@ -12,7 +12,7 @@
 //	0x01   settings: name                      raw bytes ("schema" = u32, "dir" = logical store directory, "name" = 16 random
 //	                                           bytes, "backup" = u64, number of the last backup that was begun; see backup.go)
 //	0x02   objects: object                     flags u8, narHash [32], narSize u64, registered i64, name,
-//	                                           [deriver: object, name], [CA: method u8, algorithm u8, digest],
+//	                                           [deriver: object, name], [CA: method u8, algorithm u8, digest], [seal [32]],
 //	                                           references: u32 × object, signatures: u16 × string
 //	0x03   realisations: drv hash [32], output base, signatures: u16 × string,
 //	                                           dependents: u16 × (drv hash [32], output, base), sorted

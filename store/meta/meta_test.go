@@ -50,7 +50,7 @@ func commit(t testing.TB, db *meta.DB, fill func(b *meta.Batch)) {
 
 func sample(t testing.TB, p store.Path) *meta.Object {
 	return &meta.Object{
-		Name: p.Name(), NarHash: [32]byte{1, 2, 3}, NarSize: 1234, RegisteredAt: 5678, Ultimate: true,
+		Name: p.Name(), NarHash: [32]byte{1, 2, 3}, Seal: meta.Seal{4, 5}, NarSize: 1234, RegisteredAt: 5678, Ultimate: true,
 		Deriver: path(t, "some.drv"), CA: store.ContentAddress{Method: store.Recursive, Hash: store.SHA512.Sum(nil)},
 		References: []meta.Digest{meta.DigestOf(p), meta.DigestOf(path(t, "ref"))}, Signatures: []string{"a:b", "c:d"},
 	}

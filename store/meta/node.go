@@ -69,6 +69,9 @@ func decodeNode(b []byte, n *Node) error {
 	if flags&flagCA != 0 {
 		r.contentAddress()
 	}
+	if flags&flagSeal != 0 {
+		r.seal()
+	}
 	for range r.count(int(r.u32()), len(Digest{})) {
 		n.References = append(n.References, r.digest())
 	}

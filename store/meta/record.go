@@ -36,10 +36,14 @@ func ParseDigest(s string) (Digest, bool) {
 
 func (d Digest) String() string { return base32.Encode(d[:]) }
 
+// Seal is the BLAKE3 hash of an archive that has been read together with its SHA-256 hash, and can be read again faster. Zero: not known.
+type Seal [32]byte
+
 // Object is the row of a valid path, without the digest that is its key.
 type Object struct {
 	Name         string
 	NarHash      [32]byte
+	Seal         Seal
 	NarSize      int64
 	RegisteredAt int64
 	Ultimate     bool
@@ -53,6 +57,7 @@ const (
 	flagUltimate = 1 << iota
 	flagDeriver
 	flagCA
+	flagSeal
 	flagsKnown = 1<<iota - 1
 )
 
@@ -72,6 +77,9 @@ func (o *Object) encode() ([]byte, error) {
 	if !o.CA.IsZero() {
 		flags |= flagCA
 	}
+	if o.Seal != (Seal{}) {
+		flags |= flagSeal
+	}
 	b := make([]byte, 0, 128+len(o.Name)+20*len(o.References))
 	b = append(b, recordVersion, flags)
 	b = append(b, o.NarHash[:]...)
@@ -88,6 +96,9 @@ func (o *Object) encode() ([]byte, error) {
 	if flags&flagCA != 0 {
 		b = append(b, byte(o.CA.Method), byte(o.CA.Hash.Algorithm()))
 		b = append(b, o.CA.Hash.Bytes()...)
+	}
+	if flags&flagSeal != 0 {
+		b = append(b, o.Seal[:]...)
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(o.References)))
 	for _, r := range o.References {
@@ -117,6 +128,9 @@ func decodeObject(dir store.Dir, b []byte, o *Object) error {
 	}
 	if flags&flagCA != 0 {
 		o.CA = r.contentAddress()
+	}
+	if flags&flagSeal != 0 {
+		o.Seal = r.seal()
 	}
 	for range r.count(int(r.u32()), len(Digest{})) {
 		o.References = append(o.References, r.digest())
@@ -257,6 +271,14 @@ func (r *reader) version() {
 	if r.u8() != recordVersion {
 		r.fail()
 	}
+}
+
+func (r *reader) seal() Seal {
+	v := Seal(r.bytes(32))
+	if v == (Seal{}) {
+		r.fail()
+	}
+	return v
 }
 
 func (r *reader) string() string { return string(r.text()) }

@@ -15,7 +15,7 @@ func FuzzRecord(f *testing.F) {
 		f.Fatal(err)
 	}
 	id := store.DrvOutput{Drv: store.SHA256.Sum(nil), Output: "out"}
-	o := &Object{Name: "x", Deriver: p, CA: store.ContentAddress{Method: store.Text, Hash: store.SHA256.Sum(nil)},
+	o := &Object{Name: "x", Seal: Seal{1}, Deriver: p, CA: store.ContentAddress{Method: store.Text, Hash: store.SHA256.Sum(nil)},
 		References: []Digest{{1}, {2}}, Signatures: []string{"a:b", ""}}
 	r := &store.Realisation{ID: id, OutPath: p, Signatures: []string{"s"}, Dependents: map[store.DrvOutput]store.Path{id: p}}
 	l := &Lease{Owner: "o", Expires: 7, Paths: []store.Path{p}}

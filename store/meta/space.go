@@ -243,8 +243,8 @@ func (d *DB) makeBallast() {
 		return
 	}
 	defer f.Close()
-	if err := unix.Fallocate(int(f.Fd()), 0, 0, want); err != nil {
-		os.Remove(f.Name())
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, want); err != nil { // somebody else took the room
+		f.Truncate(have)
 	}
 }
 
