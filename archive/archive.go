@@ -86,12 +86,10 @@ var (
 // The order depends only on the set. References to objects outside the set are ignored.
 func Sort(infos []*store.Info) ([]*store.Info, error) {
 	s := sorter{state: make(map[store.Path]bool, len(infos)), info: make(map[store.Path]*store.Info, len(infos))}
-	paths := make([]store.Path, 0, len(infos))
 	for _, i := range infos {
 		s.info[i.Path] = i
-		paths = append(paths, i.Path)
 	}
-	for _, p := range store.SortPaths(paths) {
+	for _, p := range store.SortPaths(store.PathsOf(infos)) {
 		if err := s.visit(p); err != nil {
 			return nil, err
 		}

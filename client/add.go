@@ -101,10 +101,7 @@ func copyOne(w io.Writer, archive io.Reader) error {
 
 // AddFrom adds objects in one operation, reading them from a store. References must come first.
 func (c *Conn) AddFrom(ctx context.Context, infos []*store.Info, from store.Reader) error {
-	paths := make([]store.Path, len(infos))
-	for i, info := range infos {
-		paths[i] = info.Path
-	}
+	paths := store.PathsOf(infos)
 	return c.do(ctx, &call{
 		op: protocol.OpAddMultipleToStore, what: fmt.Sprintf("add %d paths", len(infos)), since: 32,
 		fields: func(e *protocol.Encoder) {

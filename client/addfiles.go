@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -44,23 +45,21 @@ func (c *Conn) AddFiles(ctx context.Context, files []File) ([]store.Path, error)
 	}
 	for _, f := range files {
 		info, archive, err := c.readSmall(f)
-		if err == nil && archive != nil {
-			if b.size+len(archive) > filesBytes || len(b.infos) == filesCount {
-				err = flush()
+		if archive == nil || b.full(archive) {
+			if err := flush(); err != nil { // of the files before this one
+				return done, err
 			}
-			b.add(info, archive)
-		} else if err == nil {
-			if err = flush(); err == nil {
-				info, err = c.AddFile(ctx, f.Name, f.Method, store.SHA256, nil, f.Path)
-			}
-			if err == nil {
-				done = append(done, info.Path)
-			}
-		} else if flushed := flush(); flushed != nil {
-			err = flushed // of a file before this one
 		}
-		if err != nil {
+		if err == nil && archive == nil {
+			info, err = c.AddFile(ctx, f.Name, f.Method, store.SHA256, nil, f.Path)
+		}
+		switch {
+		case err != nil:
 			return done, err
+		case archive == nil:
+			done = append(done, info.Path)
+		default:
+			b.add(info, archive)
 		}
 	}
 	return done, flush()
@@ -109,6 +108,11 @@ type filesBatch struct {
 	size     int
 }
 
+// full reports whether there is no room for one more archive.
+func (b *filesBatch) full(archive []byte) bool {
+	return b.size+len(archive) > filesBytes || len(b.infos) == filesCount
+}
+
 func (b *filesBatch) add(info *store.Info, archive []byte) {
 	b.infos = append(b.infos, info)
 	b.archives[info.Path] = archive
@@ -121,20 +125,12 @@ func (b *filesBatch) send(ctx context.Context) ([]store.Path, error) {
 		return nil, nil
 	}
 	defer func() { *b = filesBatch{c: b.c, archives: map[store.Path][]byte{}} }()
-	paths := make([]store.Path, len(b.infos))
-	for i, info := range b.infos {
-		paths[i] = info.Path
-	}
+	paths := store.PathsOf(b.infos)
 	there, err := b.c.keepValid(ctx, paths)
 	if err != nil {
 		return nil, err
 	}
-	var missing []*store.Info
-	for _, info := range b.infos {
-		if !there[info.Path] {
-			missing = append(missing, info)
-		}
-	}
+	missing := slices.DeleteFunc(slices.Clone(b.infos), func(info *store.Info) bool { return there[info.Path] })
 	if len(missing) > 0 {
 		err = b.c.AddFrom(ctx, missing, b)
 	}
@@ -147,16 +143,13 @@ func (b *filesBatch) send(ctx context.Context) ([]store.Path, error) {
 // keepValid finds out which paths are valid, and keeps these until the session ends.
 func (c *Conn) keepValid(ctx context.Context, paths []store.Path) (map[store.Path]bool, error) {
 	valid, err := c.ValidPaths(ctx, paths)
-	if err == nil && len(valid) > 0 {
-		if err = c.AddTempRoots(ctx, valid); err == nil {
-			valid, err = c.ValidPaths(ctx, valid) // one may have been collected before it was kept
-		}
+	if err != nil || len(valid) == 0 {
+		return nil, err
 	}
-	there := make(map[store.Path]bool, len(valid))
-	for _, p := range valid {
-		there[p] = true
+	if err := c.AddTempRoots(ctx, valid); err != nil {
+		return nil, err
 	}
-	return there, err
+	return Present(ctx, c, valid, false) // one may have been collected before it was kept
 }
 
 // Info is part of store.Reader.

@@ -134,11 +134,7 @@ func (c *Conn) ClosurePaths(ctx context.Context, paths []store.Path) ([]store.Pa
 		return list, err
 	}
 	infos, err := c.walk(ctx, paths)
-	list := make([]store.Path, len(infos))
-	for i, info := range infos {
-		list[i] = info.Path
-	}
-	return list, err
+	return store.PathsOf(infos), err
 }
 
 // walk finds a closure path by path.

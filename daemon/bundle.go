@@ -34,11 +34,9 @@ func (x *session) importBundle(ctx context.Context, _ struct{}) (reply, error) {
 	if err := b.VerifySignature(acl); err != nil {
 		return nil, err
 	}
-	infos := b.Infos()
-	paths := make([]store.Path, len(infos))
-	for n, i := range infos {
-		paths[n] = i.Path
-		if err := x.hold(i.Path); err != nil {
+	paths := store.PathsOf(b.Infos())
+	for _, p := range paths {
+		if err := x.hold(p); err != nil {
 			return nil, err
 		}
 	}

@@ -236,7 +236,7 @@ func (a *agent) dial(ctx context.Context) (*client.Conn, error) {
 
 // missing answers which of the paths are not valid here, and keeps all of them alive from now on.
 func (a *agent) missing(ctx context.Context, q *Request) (*Reply, error) {
-	paths, err := a.paths(q.Paths)
+	paths, err := parsePaths(a.Layout.Dir, q.Paths)
 	if err != nil {
 		return nil, err
 	}
@@ -253,13 +253,9 @@ func (a *agent) missing(ctx context.Context, q *Request) (*Reply, error) {
 			return nil, err
 		}
 	}
-	valid, err := d.ValidPaths(ctx, paths)
+	have, err := client.Present(ctx, d, paths, false)
 	if err != nil {
 		return nil, err
-	}
-	have := make(map[store.Path]bool, len(valid))
-	for _, p := range valid {
-		have[p] = true
 	}
 	reply := &Reply{}
 	var keep []store.Path
@@ -276,18 +272,6 @@ func (a *agent) missing(ctx context.Context, q *Request) (*Reply, error) {
 		keep = append(keep, p)
 	}
 	return reply, d.AddTempRoots(ctx, keep)
-}
-
-func (a *agent) paths(texts []string) ([]store.Path, error) {
-	paths := make([]store.Path, len(texts))
-	for i, s := range texts {
-		p, err := a.Layout.Dir.ParsePath(s)
-		if err != nil {
-			return nil, err
-		}
-		paths[i] = p
-	}
-	return paths, nil
 }
 
 // importBundle hands the frames that follow the request to the daemon.

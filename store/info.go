@@ -33,6 +33,15 @@ func (i *Info) Fingerprint() string {
 	return fmt.Sprintf("1;%s;%s;%d;%s", i.Path, i.NarHash, i.NarSize, strings.Join(texts, ","))
 }
 
+// PathsOf returns the paths of objects.
+func PathsOf(infos []*Info) []Path {
+	paths := make([]Path, len(infos))
+	for i, info := range infos {
+		paths[i] = info.Path
+	}
+	return paths
+}
+
 // CheckContentAddress checks that the content address, the name and the references make the path.
 // It does not look at contents.
 func (i *Info) CheckContentAddress() error {

@@ -84,10 +84,9 @@ func Load(ctx context.Context, from Source, to Sink, roots []store.Path) (*Cargo
 	if err != nil {
 		return nil, fmt.Errorf("find closure: %w", err)
 	}
+	paths := store.PathsOf(infos)
 	sizes := make(map[store.Path]int64, len(infos))
-	paths := make([]store.Path, len(infos))
-	for i, info := range infos {
-		paths[i] = info.Path
+	for _, info := range infos {
 		sizes[info.Path] = info.NarSize
 	}
 	missing, err := to.Missing(ctx, paths)

@@ -7,12 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"cairn/archive"
 	"cairn/archive/nar"
+	"cairn/client"
 	"cairn/store"
 )
 
@@ -135,20 +137,11 @@ func archiveMissing(ctx context.Context, env *Env, o *archiveOptions, s *session
 	if err := lines.Err(); err != nil {
 		return fmt.Errorf("read paths: %w", err)
 	}
-	valid, err := s.ValidPaths(ctx, asked)
+	have, err := client.Present(ctx, s, asked, false)
 	if err != nil {
 		return err
 	}
-	have := map[store.Path]bool{}
-	for _, p := range valid {
-		have[p] = true
-	}
-	var missing []store.Path
-	for _, p := range asked {
-		if !have[p] {
-			missing = append(missing, p)
-		}
-	}
+	missing := slices.DeleteFunc(asked, func(p store.Path) bool { return have[p] })
 	return env.printPaths(o.json, missing)
 }
 

@@ -154,13 +154,9 @@ func (s *session) add(ctx context.Context, cfg *config.Config, paths ...store.Pa
 			return err
 		}
 	}
-	valid, err := s.ValidPaths(ctx, all)
+	have, err := client.Present(ctx, s, all, false)
 	if err != nil {
 		return err
-	}
-	have := map[store.Path]bool{}
-	for _, p := range valid {
-		have[p] = true
 	}
 	for i := range additions {
 		if !have[additions[i].Path] {

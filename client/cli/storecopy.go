@@ -197,11 +197,7 @@ func infosIn(ctx context.Context, from origin, paths []store.Path, closure bool)
 }
 
 func (o *storeCopyOptions) missing(ctx context.Context, to destination, infos []*store.Info) ([]*store.Info, error) {
-	paths := make([]store.Path, len(infos))
-	for i, info := range infos {
-		paths[i] = info.Path
-	}
-	there, err := client.Present(ctx, to, paths, o.substitute && !o.dryRun)
+	there, err := client.Present(ctx, to, store.PathsOf(infos), o.substitute && !o.dryRun)
 	if err != nil {
 		return nil, err
 	}

@@ -93,11 +93,7 @@ func (s *session) usedPaths(ctx context.Context, env *Env, o *storeUsageOptions,
 		return s.AllPaths(ctx)
 	}
 	infos, err := infosOf(ctx, s, env, o.closure, args)
-	paths := make([]store.Path, len(infos))
-	for i := range infos {
-		paths[i] = infos[i].Path
-	}
-	return paths, err
+	return store.PathsOf(infos), err
 }
 
 // inodes are files and folders, and how many names of each were seen.
