@@ -7,7 +7,7 @@ export CGO_ENABLED := 0
 
 # Everything that tests, the lab and the demo use beside Go. This is the only list.
 PACKAGES := ca-certificates git gcc libc6-dev openssh-client openssh-server iproute2 busybox-static python3 \
-	systemd-container debootstrap nix-bin xz-utils e2fsprogs gpgv debian-archive-keyring binutils flex bison bc \
+	systemd-container debootstrap nix-bin xz-utils e2fsprogs xfsprogs btrfs-progs gpgv debian-archive-keyring binutils flex bison bc \
 	zstd bzip2 lzip brotli lz4
 
 VERSION := $(shell git describe --always --dirty --tags 2>/dev/null || echo unknown)
@@ -61,7 +61,7 @@ root: ## sandbox, builds and activation, where nothing may be skipped (root)
 crash: ## kill -9 the daemon N times under load, and at each failpoint with N/20 seeds (make crash N=200)
 	CAIRN_CRASH=$(N) go test $(GOTESTFLAGS) -count=1 -v -timeout 60m -skip Power ./tests/crash
 
-power: ## cut the power N times, in a host with a kernel of its own (make power N=200)
+power: ## cut the power N times, in hosts with a kernel of their own, on ext4, XFS and btrfs (make power N=200)
 	CAIRN_POWER=$(N) go test $(GOTESTFLAGS) -count=1 -v -timeout 120m -run Power ./tests/crash
 
 full: ## fill the disk of a running daemon in every way (root)

@@ -10,7 +10,7 @@
 //   - a collection keeps all of that, and the next load works.
 //
 // TestErrors has the failpoints that stand for an error of the operating system return one; the daemon goes on.
-// TestPower cuts the power of a host with a kernel of its own (power_test.go).
+// TestPower cuts the power of hosts with a kernel of their own, on ext4, XFS and btrfs (power_test.go).
 //
 // CAIRN_CRASH is the number of kills of TestKill; TestPoints has a seed for 20 of them. make crash N=200
 package crash

@@ -38,6 +38,7 @@ const (
 	powerCuts = "CAIRN_POWER_CUTS"
 	powerSeed = "CAIRN_POWER_SEED"
 	powerTime = "CAIRN_POWER_TIME" // of the load
+	powerFS   = "CAIRN_POWER_FS"   // the name of the file system
 	markDisk  = "CAIRN_CRASH_MARK" // of the driver: events go to the log of writes, too
 )
 
@@ -130,9 +131,13 @@ func record(t *hostTester, load time.Duration) (r *rig, err error) {
 	return r, errors.Join(unix.Unmount(mountAt, 0), unmapDevice(logDevice))
 }
 
-// mountStore mounts a file system whose renames do not bring files to disk by themselves.
+// mountStore mounts the file system that the host is for.
 func mountStore(device string) error {
-	if err := unix.Mount(device, mountAt, "ext4", 0, "noauto_da_alloc"); err != nil {
+	i := slices.IndexFunc(fileSystems, func(fs fileSystem) bool { return fs.name == os.Getenv(powerFS) })
+	if i < 0 {
+		return fmt.Errorf("no file system %q", os.Getenv(powerFS))
+	}
+	if err := unix.Mount(device, mountAt, fileSystems[i].name, 0, fileSystems[i].options); err != nil {
 		return fmt.Errorf("mount %s: %w", device, err)
 	}
 	return nil
