@@ -8,6 +8,7 @@ import (
 	"cairn/daemon/protocol"
 	"cairn/daemon/settings"
 	"cairn/store/disk"
+	"cairn/store/failpoint"
 	"cairn/store/gc"
 )
 
@@ -114,6 +115,7 @@ func (l *lowSpace) begin() bool {
 
 func (l *lowSpace) collect(ctx context.Context, before disk.Space) {
 	s := l.server
+	failpoint.Hit("daemon/lowspace/begun")
 	s.log.Info("space is low: collecting garbage", "free", before.Bytes, "freeInodes", before.Inodes, "min-free", l.state.MinFree, "max-free", l.state.MaxFree)
 	opts := gc.Options{Action: gc.DeleteDead, DropDerivations: !s.settings.KeepDerivations, KeepOutputs: s.settings.KeepOutputs}
 	if l.max != (settings.Amount{}) {
@@ -124,6 +126,7 @@ func (l *lowSpace) collect(ctx context.Context, before disk.Space) {
 	if err == nil {
 		err = spaceErr
 	}
+	failpoint.Hit("daemon/lowspace/ended")
 	l.end(r, err, below(after, l.min))
 }
 

@@ -122,6 +122,7 @@ func (i *Import) Commit(ctx context.Context) error {
 	if i.again {
 		return i.replace(ctx)
 	}
+	failpoint.Hit("disk/import/complete")
 	if err := i.s.Register(ctx, i.outputs); err != nil {
 		return fmt.Errorf("import: %w", err)
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"cairn/store"
+	"cairn/store/failpoint"
 )
 
 // NamedRoot is a root that the daemon keeps for a user. It is one link, which says all of it, so that it is made and removed by one
@@ -264,6 +265,7 @@ func removeRoots(list []NamedRoot, which func(NamedRoot) bool) error {
 		if err := os.Remove(r.Link); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
+		failpoint.Hit("disk/root/removed")
 		dirs[filepath.Dir(r.Link)] = struct{}{}
 	}
 	for dir := range dirs {

@@ -15,8 +15,11 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"cairn/derivation"
 	"cairn/store"
+	"cairn/store/failpoint"
 	"cairn/store/meta"
 	"cairn/store/refscan"
 )
@@ -77,7 +80,8 @@ type Loss struct {
 //     Rebuild looks at them again.
 //  4. The new database is made beside the old one, which is renamed to db.old-* when all else is done.
 //
-// A crash leaves the old database, or none, with which the store is refused, or the new one.
+// A crash leaves the old database or the new one; where the file system cannot exchange two names, or there was none, perhaps none, with which
+// the store is refused.
 // Realisations and outputs of derivations come from the backup only.
 func Rebuild(ctx context.Context, l Layout, opts *RebuildOptions) (*RebuildResult, error) {
 	r := &rebuilding{layout: l, rows: map[meta.Digest]*found{}, result: &RebuildResult{Damaged: []Loss{}, Lost: []Loss{}}}
@@ -484,6 +488,7 @@ func (r *rebuilding) moveAside(context.Context) error {
 		if err := r.move(f); err != nil {
 			return fmt.Errorf("move %s aside: %w", f.path, err)
 		}
+		failpoint.Hit("disk/rebuild/aside")
 	}
 	if err := errors.Join(meta.SyncDir(aside), meta.SyncDir(r.layout.RealDir)); err != nil {
 		return err
@@ -519,16 +524,34 @@ func (r *rebuilding) write(ctx context.Context) error {
 	if err := r.fill(ctx, made); err != nil {
 		return err
 	}
-	if exists(db) {
-		r.result.OldDatabase = db + ".old-" + time.Now().UTC().Format("20060102T150405.000")
-		if err := os.Rename(db, r.result.OldDatabase); err != nil {
+	failpoint.Hit("disk/rebuild/filled")
+	if err := r.place(made, db); err != nil {
+		return err
+	}
+	failpoint.Hit("disk/rebuild/placed")
+	return meta.SyncDir(r.layout.StateDir)
+}
+
+// place gives the new database its place, by one exchange of names where the file system can do that.
+func (r *rebuilding) place(made, db string) error {
+	if !exists(db) {
+		return os.Rename(made, db)
+	}
+	old := db + ".old-" + time.Now().UTC().Format("20060102T150405.000")
+	if err := os.Rename(made, old); err != nil { // after the exchange the old one has this name
+		return err
+	}
+	r.result.OldDatabase = old
+	err := unix.Renameat2(unix.AT_FDCWD, old, unix.AT_FDCWD, db, unix.RENAME_EXCHANGE)
+	if !errors.Is(err, errors.ErrUnsupported) && !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	for _, move := range [][2]string{{old, made}, {db, old}, {made, db}} {
+		if err := os.Rename(move[0], move[1]); err != nil {
 			return err
 		}
 	}
-	if err := os.Rename(made, db); err != nil {
-		return err
-	}
-	return meta.SyncDir(r.layout.StateDir)
+	return nil
 }
 
 func (r *rebuilding) fill(ctx context.Context, dir string) error {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"cairn/store"
+	"cairn/store/failpoint"
 	"cairn/store/meta"
 )
 
@@ -122,7 +123,12 @@ func (s *Store) saveScrub() error {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(name+".new", name)
+	failpoint.Hit("disk/scrub/written")
+	if err := os.Rename(name+".new", name); err != nil {
+		return err
+	}
+	failpoint.Hit("disk/scrub/saved")
+	return nil
 }
 
 // scrubLoop is the goroutine that scrubs, one object at a time.
@@ -238,6 +244,7 @@ func (s *Store) scrubOne(ctx context.Context, n *node, at *pace) (news bool, err
 	}
 	s.log.Error("an object is damaged; 'cairn store repair' mends it", "path", p.String(), "kind", string(problem.Kind), "error", problem.Err)
 	state.Findings = slices.Insert(state.Findings, i, ScrubFinding{p, problem.Kind, problem.Err.Error(), time.Now()})
+	failpoint.Hit("disk/scrub/found")
 	return true, nil
 }
 

@@ -11,6 +11,8 @@ var Names = []string{
 	"build/outputs/recorded",   // outputs and realisations are valid, and nobody knows
 	"build/outputs/registered", // outputs are valid, realisations are not recorded
 	"build/realisation/added",  // one realisation is recorded; it is not linked to the derivation
+	"daemon/lowspace/begun",    // a collection that nobody asked for is due
+	"daemon/lowspace/ended",    // it is over
 	"disk/add/committed",       // rows are committed, the graph does not know them
 	"disk/add/complete",        // trees are complete below temporary names
 	"disk/add/entered",         // an object is valid, and nobody knows
@@ -31,6 +33,7 @@ var Names = []string{
 	"disk/delete/removed",      // one of them is gone from the disk
 	"disk/delete/rows",         // their rows are deleted
 	"disk/delete/trashed",      // one of them is in the trash
+	"disk/import/complete",     // all objects of an import are put aside
 	"disk/import/received",     // one object of an import is put aside
 	"disk/lease/persisted",     // a lease has a row
 	"disk/link/done",           // an object's files are links; it is still marked as being written to
@@ -43,6 +46,9 @@ var Names = []string{
 	"disk/pool/given",          // a file of an addition that is not durable is the pool's entry
 	"disk/pool/linked",         // a link to the pool's file that is to replace an equal one has a temporary name
 	"disk/pool/taken",          // a file of an addition is a link to the pool's, with which it is not compared yet
+	"disk/rebuild/aside",       // an object of which nothing is known any more, or that is damaged, is put aside
+	"disk/rebuild/filled",      // the new database is complete below a temporary name
+	"disk/rebuild/placed",      // it has its own
 	"disk/recover/finished",    // the opening has finished what was interrupted
 	"disk/recover/stray",       // it has moved a stray away
 	"disk/recover/swept",       // it has moved all of them away
@@ -59,12 +65,17 @@ var Names = []string{
 	"disk/replace/trashed",     // the old tree is in the trash
 	"disk/root/made",           // a root has a temporary name
 	"disk/root/named",          // its own is durable
+	"disk/root/removed",        // a root that has expired or is replaced is gone
 	"disk/root/renamed",        // it has its own
+	"disk/scrub/found",         // a damaged object is noted, and nobody knows
+	"disk/scrub/saved",         // how far the scrub is has its name
+	"disk/scrub/written",       // it is durable below a temporary name
 	"disk/sweep/link",          // an entry of the pool is gone
 	"disk/sweep/stray",         // something that is no object is about to go
 	"gc/mark/roots",            // a collection has its roots
 	"gc/mark/sealed",           // it knows what is dead
 	"gc/sweep/batch",           // one batch is deleted
+	"gc/sweep/objects",         // all are, strays and entries of the pool are not
 	"meta/commit/begin",        // a transaction is about to be committed
 	"meta/commit/durable",      // it is durable, and nobody knows
 	"profile/delete/removed",   // a generation's link is gone

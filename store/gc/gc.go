@@ -370,6 +370,7 @@ func (c *collection) sweep(ctx context.Context, ids []uint32) error {
 		done += len(batch)
 		c.swept(done, len(ids), begin)
 	}
+	failpoint.Hit("gc/sweep/objects")
 	return nil
 }
 

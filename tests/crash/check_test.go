@@ -38,6 +38,7 @@ type state struct {
 	rooted       map[string]store.Path // link → path
 	linked       map[string]store.Path // links that the daemon has made
 	damaged      map[store.Path]bool
+	found        map[store.Path]bool // damaged, as the daemon knows
 	leased       []store.Path
 	backup       string // the last one
 	gens         map[int]store.Path
@@ -49,7 +50,7 @@ type state struct {
 }
 
 func newState() *state {
-	return &state{rooted: map[string]store.Path{}, linked: map[string]store.Path{}, damaged: map[store.Path]bool{}, gens: map[int]store.Path{}, doubtful: map[int]bool{}}
+	return &state{rooted: map[string]store.Path{}, linked: map[string]store.Path{}, damaged: map[store.Path]bool{}, found: map[store.Path]bool{}, gens: map[int]store.Path{}, doubtful: map[int]bool{}}
 }
 
 // replay reads the journal.
@@ -88,6 +89,10 @@ func (s *state) apply(e event) {
 		delete(s.linked, e.Link)
 	case "damage":
 		s.damaged[e.Path] = true
+	case "found":
+		s.found[e.Path] = true
+	case "mending":
+		delete(s.found, e.Path)
 	case "mended":
 		delete(s.damaged, e.Path)
 	case "leased":
@@ -142,6 +147,7 @@ func (r *rig) checkOpen(t tester, s *disk.Store, want *state) {
 	r.leases(t, s, want)
 	r.generations(t, s, want)
 	r.backups(t, want)
+	r.findings(t, s, want)
 	r.forget(t, want)
 	r.emptied(t)
 	if _, err := gc.Collect(t.Context(), s, gc.Options{Action: gc.DeleteDead, NoProcesses: true}); err != nil {
@@ -149,6 +155,7 @@ func (r *rig) checkOpen(t tester, s *disk.Store, want *state) {
 	}
 	r.present(t, s, want, false)
 	r.generations(t, s, want)
+	r.expired(t, s)
 	r.pool(t)
 }
 
@@ -156,7 +163,7 @@ func (r *rig) checkOpen(t tester, s *disk.Store, want *state) {
 func (r *rig) present(t tester, s *disk.Store, want *state, contents bool) {
 	t.Helper()
 	_, err := s.Verify(t.Context(), &disk.VerifyOptions{Contents: contents}, func(p disk.Problem) {
-		if p.Kind != disk.Modified || !want.damaged[p.Path] {
+		if p.Kind != disk.Modified && p.Kind != disk.Vanished || !want.damaged[p.Path] {
 			t.Errorf("%s: %v", p.Path, p.Err)
 		}
 	})
@@ -170,7 +177,7 @@ func (r *rig) present(t tester, s *disk.Store, want *state, contents bool) {
 	}
 	for link, p := range want.rooted {
 		r.rooted++
-		if !valid[p.Base()] {
+		if !valid[p.Base()] && !want.damaged[p] {
 			t.Errorf("%s was acknowledged and rooted by %s, and is lost", p, link)
 		}
 	}
@@ -179,7 +186,7 @@ func (r *rig) present(t tester, s *disk.Store, want *state, contents bool) {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		if !valid[e.Name()] && e.Name() != ".links" && e.Name() != ".trash" {
+		if !valid[e.Name()] && !slices.Contains([]string{".links", ".trash", ".lost"}, e.Name()) {
 			t.Errorf("%s is in the store directory and not valid", e.Name())
 		}
 	}
@@ -319,6 +326,35 @@ func (r *rig) backups(t tester, want *state) {
 	}
 	if len(files) > 0 && files[len(files)-1] < want.backup || len(files) == 0 && want.backup != "" {
 		t.Errorf("backup %s was acknowledged; there are %v", want.backup, files)
+	}
+}
+
+// findings checks that what a scrub has found is still known, or will be found again.
+func (r *rig) findings(t tester, s *disk.Store, want *state) {
+	t.Helper()
+	state, _ := s.Scrub()
+	for p := range want.found {
+		if _, err := s.Registered(p); err != nil {
+			continue // collected
+		}
+		known := slices.ContainsFunc(state.Findings, func(f disk.ScrubFinding) bool { return f.Path == p })
+		if !known && !(state.Finished.IsZero() && state.Position < meta.DigestOf(p).String()) {
+			t.Errorf("%s was found to be damaged, and that is forgotten", p)
+		}
+	}
+}
+
+// expired checks that a collection leaves no root that has expired.
+func (r *rig) expired(t tester, s *disk.Store) {
+	t.Helper()
+	roots, err := s.NamedRoots()
+	if err != nil {
+		t.Error(err)
+	}
+	for _, root := range roots {
+		if root.Expired(time.Now()) {
+			t.Errorf("root %s has expired and stays", root.Link)
+		}
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -88,6 +90,12 @@ type load struct {
 	steps  int      // of each entry; 0: until the daemon is gone
 	engine engine   // does the work instead, on a store that it opens itself, and dies with it
 	set    []string // settings of the daemon, as arguments of cairn daemon
+	before string   // another load that is run first, and not killed
+	only   []string // how the failpoints begin that it is killed at; nil: at all that it comes past
+}
+
+func (l *load) killedAt(point string) bool {
+	return l.only == nil || slices.ContainsFunc(l.only, func(prefix string) bool { return strings.HasPrefix(point, prefix) })
 }
 
 // step is one request or a few that belong together.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -19,17 +20,23 @@ import (
 // engine is work on a store without a daemon: for what daemons of our time do not do, or not often.
 type engine func(d *driver, ctx context.Context, s *disk.Store) error
 
-// run opens the store and repeats the work.
+// run repeats the work, each time on the store as it opens then.
 func (d *driver) run(l *load) error {
-	ctx := context.Background()
+	for range max(l.steps, 1) {
+		if err := d.once(context.Background(), l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *driver) once(ctx context.Context, l *load) error {
 	s, err := disk.Open(ctx, d.layout, &disk.Options{Meta: meta.Options{MemTableSize: 8 << 20}, Backups: disk.BackupOptions{Keep: 2}})
 	if err != nil {
 		return err
 	}
-	for range max(l.steps, 1) {
-		if err := l.engine(d, ctx, s); err != nil {
-			fmt.Fprintln(d.errs, "engine:", err)
-		}
+	if err := l.engine(d, ctx, s); err != nil {
+		fmt.Fprintln(d.errs, "engine:", err)
 	}
 	return s.Close()
 }
@@ -84,11 +91,7 @@ func (d *driver) engineWork(ctx context.Context, s *disk.Store) error {
 	if err := s.Replace(ctx, info.Path, bytes.NewReader(archive)); err != nil {
 		return err
 	}
-	b, err := s.Backup()
-	if err != nil || b == nil {
-		return errors.Join(err, errors.New("no backup was made"))
-	}
-	return d.write(event{Verb: "backup", Link: b.File})
+	return d.backUp(s)
 }
 
 // profileWork adds something and makes it a generation.
@@ -99,6 +102,58 @@ func (d *driver) profileWork(ctx context.Context, s *disk.Store) error {
 		return err
 	}
 	return d.newGeneration(info.Path)
+}
+
+// rebuildWork has a database rebuilt: from a backup, from an object that came after that, and with one that is damaged.
+func (d *driver) rebuildWork(ctx context.Context, s *disk.Store) error {
+	var paths []store.Path
+	for n := range 3 {
+		if n == 2 {
+			if err := d.backUp(s); err != nil {
+				return err
+			}
+		}
+		archive := storetest.Tree(fmt.Sprint(rand.Uint64()))
+		info := storetest.Source(s.Dir(), "rebuilt", archive)
+		if err := s.Add(ctx, info, bytes.NewReader(archive)); err != nil {
+			return err
+		}
+		if err := d.root(d.roots, "add", info.Path); err != nil {
+			return err
+		}
+		paths = append(paths, info.Path)
+	}
+	if err := s.Close(); err != nil {
+		return err
+	}
+	if err := d.note("damage", paths[0]); err != nil {
+		return err
+	}
+	if err := damage(s.RealPath(paths[0])); err != nil {
+		return err
+	}
+	r, err := disk.Rebuild(ctx, d.layout, &disk.RebuildOptions{Force: true})
+	if err != nil {
+		return err
+	}
+	if r.Proven != 1 || len(r.Damaged) < 1 || r.Restored < 1 {
+		return fmt.Errorf("rebuilt with %d proven, %d damaged, %d restored", r.Proven, len(r.Damaged), r.Restored)
+	}
+	return os.RemoveAll(r.OldDatabase)
+}
+
+// backUp makes a backup and notes it.
+func (d *driver) backUp(s *disk.Store) error {
+	b, err := s.Backup()
+	if err == nil && b == nil {
+		err = errors.New("no backup was made")
+	}
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.write(event{Verb: "backup", Link: b.File})
 }
 
 // newGeneration makes a generation, switches to it and deletes old ones.

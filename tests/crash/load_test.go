@@ -10,6 +10,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"time"
 
 	"cairn/archive/nar"
 	"cairn/client"
@@ -27,16 +29,21 @@ var loads = []*load{
 	{name: "power", work: []step{(*driver).add, (*driver).build, (*driver).importBundle, (*driver).addRoot, (*driver).addEqual, (*driver).link, (*driver).switchProfile, (*driver).collect}},
 	{name: "add", work: []step{(*driver).add, (*driver).addFile}, steps: 12},
 	{name: "clients", work: []step{addText, addText, addText, addText, addText, addText, addText, addText}, steps: 12},
-	{name: "import", work: []step{(*driver).importBundle}, steps: 12},
+	{name: "import", work: []step{(*driver).importNew}, steps: 12, only: []string{"disk/add/", "disk/import/", "disk/pool/", "meta/"}},
 	{name: "copy", work: []step{(*driver).copyMany}, steps: 6},
 	{name: "build", work: []step{(*driver).build, (*driver).build}, steps: 8},
 	{name: "gc", work: []step{(*driver).add, (*driver).litter, (*driver).collect}, steps: 10},
 	{name: "optimise", work: []step{(*driver).addEqual, (*driver).addEqual, (*driver).optimise}, steps: 6},
 	{name: "optimise-at-once", work: []step{(*driver).addEqual, (*driver).addEqual, (*driver).collect}, steps: 8, set: []string{"auto-optimise-store=true", "optimise-on-add=false"}},
 	{name: "roots", work: []step{(*driver).addRoot, (*driver).addNamedRoot}, steps: 8},
+	{name: "expiry", work: []step{(*driver).expireRoots}, steps: 1, only: []string{"disk/root/removed"}},
+	{name: "garbage", work: []step{(*driver).add, (*driver).addEqual, (*driver).unroot}, steps: 6, only: []string{}},
+	{name: "lowspace", before: "garbage", work: []step{(*driver).add, (*driver).addEqual}, steps: 6, set: []string{"min-free=100%"}, only: []string{"daemon/lowspace/", "disk/delete/", "gc/"}},
 	{name: "repair", work: []step{(*driver).repair}, steps: 6},
+	{name: "scrub", work: []step{(*driver).scrub}, steps: 1, set: []string{"scrub-interval=1", "scrub-rate=0"}, only: []string{"disk/replace/", "disk/scrub/"}},
 	{name: "engine", engine: (*driver).engineWork, steps: 4},
 	{name: "profile", engine: (*driver).profileWork, steps: 6},
+	{name: "rebuild", engine: (*driver).rebuildWork, steps: 2, only: []string{"disk/rebuild/", "meta/"}},
 	{name: "open", engine: (*driver).openWork},
 }
 
@@ -206,6 +213,55 @@ func (d *driver) repair(ctx context.Context, c *client.Conn) error {
 	return d.note("mended", out)
 }
 
+// scrub builds, damages what was built, and has it repaired when the daemon has found that by itself.
+func (d *driver) scrub(ctx context.Context, c *client.Conn) error {
+	drv, out, err := d.buildOne(ctx, c)
+	if err != nil {
+		return err
+	}
+	if err := d.note("damage", out); err != nil {
+		return err
+	}
+	if err := damage(d.layout.RealPath(out)); err != nil {
+		return err
+	}
+	if err := waitFinding(ctx, c, out); err != nil {
+		return err
+	}
+	if err := d.note("found", out); err != nil {
+		return err
+	}
+	time.Sleep(1200 * time.Millisecond) // the next scrub begins meanwhile, and is killed, perhaps
+	if err := d.note("mending", out); err != nil {
+		return err
+	}
+	if _, err := buildPath(ctx, c, drv, client.Repair); err != nil {
+		return err
+	}
+	return d.note("mended", out)
+}
+
+// waitFinding waits until the daemon knows that an object is damaged.
+func waitFinding(ctx context.Context, c *client.Conn, p store.Path) error {
+	for {
+		st, err := c.Status(ctx)
+		if err != nil {
+			return err
+		}
+		if st.Scrub == nil {
+			return errors.New("the daemon does not scrub")
+		}
+		if slices.ContainsFunc(st.Scrub.Damaged, func(f protocol.ScrubFinding) bool { return f.Path == p }) {
+			return nil
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("%s is not found to be damaged: %w", p, ctx.Err())
+		}
+	}
+}
+
 func (d *driver) note(verb string, p store.Path) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -251,6 +307,17 @@ func (d *driver) importBundle(ctx context.Context, c *client.Conn) error {
 		}
 	}
 	return nil
+}
+
+// importNew imports a bundle of which the store has nothing any more.
+func (d *driver) importNew(ctx context.Context, c *client.Conn) error {
+	if err := d.trim(0); err != nil {
+		return err
+	}
+	if _, err := c.Collect(ctx, &protocol.GCRequest{}, nil); err != nil {
+		return err
+	}
+	return d.importBundle(ctx, c)
 }
 
 // copyMany adds a chain of objects in one request.
@@ -329,6 +396,24 @@ func (d *driver) addNamedRoot(ctx context.Context, c *client.Conn) error {
 	return d.rooted(r.Link, info.Path)
 }
 
+// expireRoots has the daemon keep objects for a second, and collects when that is over.
+func (d *driver) expireRoots(ctx context.Context, c *client.Conn) error {
+	for range 4 {
+		info, err := c.AddToStore(ctx, "expiring", store.Text, store.SHA256, nil, bytes.NewReader(randomBytes(100)))
+		if err != nil {
+			return err
+		}
+		if _, err := c.AddRoot(ctx, &protocol.AddRootRequest{Path: info.Path, Name: fmt.Sprintf("root-%d", rand.Uint64()), TTL: 1}); err != nil {
+			return err
+		}
+	}
+	time.Sleep(2 * time.Second) // an expiry is a whole second
+	return d.collect(ctx, c)
+}
+
+// unroot makes what was added garbage.
+func (d *driver) unroot(context.Context, *client.Conn) error { return d.trim(2) }
+
 // litter puts something into the store directory that is no object.
 func (d *driver) litter(_ context.Context, c *client.Conn) error {
 	info := storetest.Source(d.layout.Dir, "stray", storetest.File(fmt.Sprint(rand.Uint64())))
@@ -343,8 +428,10 @@ func (d *driver) optimise(ctx context.Context, c *client.Conn) error {
 		return err
 	}
 	for _, e := range entries {
-		if rand.IntN(2) == 0 && os.Remove(e) == nil {
-			os.WriteFile(e, []byte("damaged"), 0o444)
+		if rand.IntN(2) == 0 {
+			if err := d.spoil(e); err != nil {
+				return err
+			}
 		}
 	}
 	if err := d.addEqual(ctx, c); err != nil {
@@ -357,6 +444,15 @@ func (d *driver) optimise(ctx context.Context, c *client.Conn) error {
 		return d.collect(ctx, c)
 	}
 	return nil
+}
+
+// spoil puts a file that is no good in the place of an entry of the pool. It never writes to what is there, which may be an object's.
+func (d *driver) spoil(entry string) error {
+	bad := filepath.Join(d.layout.StateDir, "spoilt")
+	if err := os.WriteFile(bad, []byte("damaged"), 0o444); err != nil {
+		return err
+	}
+	return os.Rename(bad, entry)
 }
 
 // link has equal files linked.

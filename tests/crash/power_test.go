@@ -58,7 +58,7 @@ func TestPower(t *testing.T) {
 	if err != nil {
 		t.Skip(err)
 	}
-	seed, load := time.Now().UnixNano(), 4*time.Second
+	seed, load := time.Now().UnixNano(), 3*time.Second
 	if s := os.Getenv("CAIRN_POWER_SEED"); s != "" {
 		if seed, err = strconv.ParseInt(s, 10, 64); err != nil {
 			t.Fatalf("CAIRN_POWER_SEED: %v", err)

@@ -113,11 +113,16 @@ func record(t *hostTester, load time.Duration) (r *rig, err error) {
 	}
 	r.cairn(t, "", "init", "--root", r.root)
 	r.makeBundles(t, "/tmp/source")
-	d := r.daemon(t, "")
 	unix.Sync()
 	if err := markLog("begin"); err != nil {
 		return nil, err
 	}
+	for _, load := range []string{"rebuild", "engine"} {
+		if errs := r.drive(t, load, "", markDisk+"=1"); errs != "" {
+			t.Errorf("driver: %s: %s", load, errs)
+		}
+	}
+	d := r.daemon(t, "")
 	done := make(chan string)
 	go func() { done <- r.drive(t, "power", "", markDisk+"=1") }()
 	time.Sleep(load)
