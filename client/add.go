@@ -29,7 +29,7 @@ const askNARs = 4096
 
 // NARs writes the archives of valid paths, one after the other, each to the writer that next returns for its path.
 func (c *Conn) NARs(ctx context.Context, paths []store.Path, next func(store.Path) (io.Writer, error)) error {
-	if !c.answer.Has(protocol.FeatureCairn) {
+	if !c.answer.Serves(protocol.OpNARs) {
 		return eachNAR(ctx, c, paths, next)
 	}
 	for some := range slices.Chunk(paths, askNARs) {

@@ -54,12 +54,12 @@ func (c *Conn) sendTree(ctx context.Context, name string, algo store.Algorithm, 
 
 // handOver has the daemon read an open file. It returns nil when the contents must be sent.
 func (c *Conn) handOver(ctx context.Context, name string, method store.Method, algo store.Algorithm, refs []store.Path, f *os.File, fi os.FileInfo) (*store.Info, error) {
-	if !c.answer.Has(protocol.FeatureDescriptor) || fi.IsDir() && !c.Trusted() {
+	if !c.answer.Serves(protocol.OpAddOpen) || fi.IsDir() && !c.Trusted() {
 		return nil, nil
 	}
 	var info *store.Info
 	err := c.do(ctx, &call{
-		op: protocol.OpAddOpen, what: "add " + name, feature: protocol.FeatureDescriptor, file: f,
+		op: protocol.OpAddOpen, what: "add " + name, file: f,
 		fields: func(e *protocol.Encoder) {
 			e.Text(name)
 			e.Method(method, algo)

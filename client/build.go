@@ -105,7 +105,7 @@ func (c *Conn) RegisterDrvOutput(ctx context.Context, r store.Realisation) error
 // FollowLog writes a derivation's build log to w. If the build runs, it ends when the build does.
 func (c *Conn) FollowLog(ctx context.Context, drv store.Path, w io.Writer) error {
 	return c.do(ctx, &call{
-		op: protocol.OpFollowLog, what: "read the log of " + drv.String(), feature: protocol.FeatureCairn,
+		op: protocol.OpFollowLog, what: "read the log of " + drv.String(),
 		fields: func(e *protocol.Encoder) { e.Path(drv) },
 		chunk:  writeTo(w),
 	})

@@ -13,7 +13,7 @@ import (
 func (c *Conn) ImportBundle(ctx context.Context, r io.Reader) ([]store.Path, error) {
 	var list []store.Path
 	err := c.do(ctx, &call{
-		op: protocol.OpImportBundle, what: "import bundle", feature: protocol.FeatureCairn,
+		op: protocol.OpImportBundle, what: "import bundle",
 		body: copyAll(r), whole: true,
 		reply: func(d *protocol.Decoder) { list = d.Paths() },
 	})
@@ -23,7 +23,7 @@ func (c *Conn) ImportBundle(ctx context.Context, r io.Reader) ([]store.Path, err
 // ExportBundle writes paths, with their closure or alone, as a bundle signed with the daemon's key.
 func (c *Conn) ExportBundle(ctx context.Context, paths []store.Path, closure bool, w io.Writer) error {
 	return c.do(ctx, &call{
-		op: protocol.OpExportBundle, what: "export bundle", feature: protocol.FeatureCairn,
+		op: protocol.OpExportBundle, what: "export bundle",
 		fields: func(e *protocol.Encoder) {
 			e.Paths(paths)
 			e.Bool(closure)

@@ -13,6 +13,15 @@
 // ErrClosed. The same goes for a stream that breaks, and for an upload whose source fails
 // where the server could take the part for the whole.
 //
+// Daemons may be older or newer than the client, or Nix's. An operation of ours that a daemon does not serve
+// (protocol.Answer.Serves) is ErrUnsupported, but for these, which are done in other ways:
+//
+//	NARs               NarFromPath, one by one
+//	QueryClosure       QueryPathInfo, one by one
+//	QueryClosurePaths  QueryClosure
+//	CollectGarbage2    CollectGarbage, if it can what is asked for
+//	AddOpen            AddToStore
+//
 // Errors of the server are *protocol.Error. From our own daemon they are also the sentinels
 // of package store; a Nix daemon's say the same in text only.
 //
@@ -161,18 +170,17 @@ func (c *Conn) Trusted() bool { return c.answer.Trust == protocol.Trusted }
 
 // call is one operation.
 type call struct {
-	op      protocol.Op
-	what    string                   // for errors: "add x"
-	feature protocol.Feature         // needed for the operation
-	since   int                      // the minor version needed
-	fields  func(*protocol.Encoder)  // the request after its number
-	body    func(io.Writer) error    // upload, in frames
-	whole   bool                     // a cut-off body is something that the server would refuse
-	chunk   func([]byte) error       // takes what the server writes
-	reply   func(*protocol.Decoder)  // reads the reply after Last
-	bulk    func(*wire.Reader) error // reads what follows the reply and has no length
-	obs     Observer                 // instead of the connection's
-	file    *os.File                 // handed over with the request; nil: none
+	op     protocol.Op
+	what   string                   // for errors: "add x"
+	since  int                      // the minor version needed
+	fields func(*protocol.Encoder)  // the request after its number
+	body   func(io.Writer) error    // upload, in frames
+	whole  bool                     // a cut-off body is something that the server would refuse
+	chunk  func([]byte) error       // takes what the server writes
+	reply  func(*protocol.Decoder)  // reads the reply after Last
+	bulk   func(*wire.Reader) error // reads what follows the reply and has no length
+	obs    Observer                 // instead of the connection's
+	file   *os.File                 // handed over with the request; nil: none
 }
 
 // do runs one operation.
@@ -184,7 +192,7 @@ func (c *Conn) do(ctx context.Context, k *call) error {
 }
 
 func (c *Conn) run(ctx context.Context, k *call) error {
-	if k.feature != "" && !c.answer.Has(k.feature) || c.answer.Version < protocol.Minor(k.since) {
+	if !c.answer.Serves(k.op) || c.answer.Version < protocol.Minor(k.since) {
 		return fmt.Errorf("daemon %q, protocol %s: %w", c.answer.Name, c.answer.Version, ErrUnsupported)
 	}
 	c.mu.Lock()

@@ -50,9 +50,13 @@ func (c *Conn) FindRoots(ctx context.Context) ([]protocol.Root, error) {
 
 // CollectGarbage collects as Nix's clients do, with paths in any spelling of the daemon.
 func (c *Conn) CollectGarbage(ctx context.Context, o *protocol.GCOptions) (*protocol.GCResult, error) {
+	return c.collectGarbage(ctx, o, nil)
+}
+
+func (c *Conn) collectGarbage(ctx context.Context, o *protocol.GCOptions, obs Observer) (*protocol.GCResult, error) {
 	var r *protocol.GCResult
 	err := c.do(ctx, &call{
-		op: protocol.OpCollectGarbage, what: "collect garbage",
+		op: protocol.OpCollectGarbage, what: "collect garbage", obs: obs,
 		fields: func(e *protocol.Encoder) { e.GCOptions(o) },
 		reply:  func(d *protocol.Decoder) { r = d.GCResult() },
 	})
@@ -61,6 +65,9 @@ func (c *Conn) CollectGarbage(ctx context.Context, o *protocol.GCOptions) (*prot
 
 // Collect collects garbage; obs, which may be nil, is told the progress.
 func (c *Conn) Collect(ctx context.Context, req *protocol.GCRequest, obs Observer) (*protocol.GCResult, error) {
+	if o := req.Options(); o != nil && !c.answer.Serves(protocol.OpCollectGarbage2) {
+		return c.collectGarbage(ctx, o, obs)
+	}
 	r := &protocol.GCResult{}
 	err := c.json(ctx, &call{op: protocol.OpCollectGarbage2, what: "collect garbage", obs: obs}, req, r)
 	return r, err
@@ -85,7 +92,6 @@ func (c *Conn) Status(ctx context.Context) (*protocol.DaemonStatus, error) {
 
 // json runs an operation of cairn's whose answer, and request unless it is nil, is JSON.
 func (c *Conn) json(ctx context.Context, k *call, request, answer any) error {
-	k.feature = protocol.FeatureCairn
 	if request != nil {
 		b, err := json.Marshal(request)
 		if err != nil {

@@ -102,7 +102,7 @@ func (c *Conn) PathFromDigest(ctx context.Context, digest string) (store.Path, e
 
 // Closure returns what is known of the paths and everything that they refer to, references first.
 func (c *Conn) Closure(ctx context.Context, paths []store.Path) ([]*store.Info, error) {
-	if !c.answer.Has(protocol.FeatureCairn) {
+	if !c.answer.Serves(protocol.OpQueryClosure) {
 		return c.walk(ctx, paths)
 	}
 	var list []*store.Info
@@ -124,7 +124,7 @@ func (c *Conn) Closure(ctx context.Context, paths []store.Path) ([]*store.Info, 
 
 // ClosurePaths returns the paths of a closure, references first.
 func (c *Conn) ClosurePaths(ctx context.Context, paths []store.Path) ([]store.Path, error) {
-	if c.answer.Has(protocol.FeatureCairn) {
+	if c.answer.Serves(protocol.OpQueryClosurePaths) {
 		var list []store.Path
 		err := c.do(ctx, &call{
 			op: protocol.OpQueryClosurePaths, what: "query closure",
@@ -133,7 +133,7 @@ func (c *Conn) ClosurePaths(ctx context.Context, paths []store.Path) ([]store.Pa
 		})
 		return list, err
 	}
-	infos, err := c.walk(ctx, paths)
+	infos, err := c.Closure(ctx, paths)
 	return store.PathsOf(infos), err
 }
 

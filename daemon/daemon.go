@@ -90,6 +90,7 @@ import (
 
 	"cairn/archive"
 	"cairn/daemon/build"
+	"cairn/daemon/protocol"
 	"cairn/daemon/settings"
 	"cairn/store/disk"
 )
@@ -118,6 +119,8 @@ type Options struct {
 	Rights archive.Verbs
 	// Settings are what sessions start with, and rules beside the ACL; the default is settings.Defaults.
 	Settings *settings.Settings
+	// Withhold are features that are neither announced nor served, as if this were an older daemon; the default is none.
+	Withhold []protocol.Feature
 	// MaxConnections limits sessions; a user who is not trusted may have half of them.
 	MaxConnections int
 	// MaxStall is how long a client may pause in the middle of a request; the default is DefaultMaxStall.
@@ -133,6 +136,7 @@ type Server struct {
 	hashes   *hashes
 	opts     Options
 	settings *settings.Settings // never changed
+	features []protocol.Feature // announced to those who may have them
 	access   *access
 	log      *slog.Logger
 	began    time.Time
@@ -162,6 +166,7 @@ func New(s *disk.Store, b *build.Builder, opts *Options) *Server {
 		listeners: map[net.Listener]bool{}, sessions: map[*session]bool{}, users: map[int]int{},
 	}
 	srv.setDefaults()
+	srv.features = announced(srv.opts.Withhold)
 	srv.access = &access{file: srv.opts.ACL, settings: srv.settings, log: srv.log}
 	srv.ctx, srv.cancel = context.WithCancelCause(context.Background())
 	b.ServeInside(srv.serveInside)

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"math"
 	"slices"
@@ -254,12 +253,10 @@ func (x *session) collectWith(ctx context.Context, opts gc.Options) (*protocol.G
 	return &protocol.GCResult{Paths: r.Paths, BytesFreed: freed}, nil
 }
 
-func readCollect(d *protocol.Decoder) string { return d.Text(protocol.MaxValue) }
-
 // collect collects as our own client asks for it.
 func (x *session) collect(ctx context.Context, request string) (reply, error) {
 	var q protocol.GCRequest
-	if err := json.Unmarshal([]byte(request), &q); err != nil {
+	if err := decode(request, &q); err != nil {
 		return nil, fmt.Errorf("collect garbage: request: %w", err)
 	}
 	if q.MaxFreed < 0 {

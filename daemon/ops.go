@@ -2,7 +2,9 @@ package daemon
 
 import (
 	"context"
+	"encoding/json"
 	"slices"
+	"strings"
 
 	"cairn/archive"
 	"cairn/daemon/protocol"
@@ -33,6 +35,16 @@ func on[T any](read func(*protocol.Decoder) T, run func(*session, context.Contex
 		v := read(x.d)
 		return func(ctx context.Context) (reply, error) { return run(x, ctx, v) }
 	}
+}
+
+// readJSON reads a request that is JSON, which decode understands.
+func readJSON(d *protocol.Decoder) string { return d.Text(protocol.MaxValue) }
+
+// decode refuses fields that it does not know: without them something else would be done than the client asks for.
+func decode(request string, v any) error {
+	d := json.NewDecoder(strings.NewReader(request))
+	d.DisallowUnknownFields()
+	return d.Decode(v)
 }
 
 // none reads a request without fields.
@@ -90,16 +102,27 @@ var operations = []operation{
 	{op: protocol.OpFollowLog, name: "FollowLog", verb: archive.Connect, feature: protocol.FeatureCairn, long: true, handle: on(readPath, (*session).followLog)},
 	{op: protocol.OpGCWhy, name: "GCWhy", verb: archive.Connect, feature: protocol.FeatureCairn, long: true, handle: on(readPath, (*session).gcWhy)},
 	{op: protocol.OpStatus, name: "Status", verb: archive.Connect, feature: protocol.FeatureCairn, handle: on(none, (*session).status)},
-	{op: protocol.OpCollectGarbage2, name: "CollectGarbage2", verb: archive.Connect, feature: protocol.FeatureCairn, long: true, handle: on(readCollect, (*session).collect)},
+	{op: protocol.OpCollectGarbage2, name: "CollectGarbage2", verb: archive.Connect, feature: protocol.FeatureCairn, long: true, handle: on(readJSON, (*session).collect)},
 	{op: protocol.OpQueryClosure, name: "QueryClosure", verb: archive.Connect, feature: protocol.FeatureCairn, handle: on((*protocol.Decoder).Paths, (*session).queryClosure)},
-	{op: protocol.OpVerify, name: "Verify", verb: archive.Verify, feature: protocol.FeatureCairn, long: true, handle: on(readCollect, (*session).verify)},
+	{op: protocol.OpVerify, name: "Verify", verb: archive.Verify, feature: protocol.FeatureCairn, long: true, handle: on(readJSON, (*session).verify)},
 	{op: protocol.OpOptimise, name: "Optimise", verb: archive.Verify, feature: protocol.FeatureCairn, long: true, handle: on(none, (*session).optimise)},
 	{op: protocol.OpNARs, name: "NARs", verb: archive.Connect, feature: protocol.FeatureCairn, handle: on((*protocol.Decoder).PathList, (*session).nars)},
 	{op: protocol.OpQueryClosurePaths, name: "QueryClosurePaths", verb: archive.Connect, feature: protocol.FeatureCairn, handle: on((*protocol.Decoder).Paths, (*session).queryClosurePaths)},
 	{op: protocol.OpRoots, name: "Roots", verb: archive.Connect, feature: protocol.FeatureCairn, long: true, handle: on(none, (*session).roots)},
-	{op: protocol.OpAddRoot, name: "AddRoot", verb: archive.Root, feature: protocol.FeatureCairn, handle: on(readCollect, (*session).addRoot)},
-	{op: protocol.OpDeleteRoots, name: "DeleteRoots", verb: archive.Root, feature: protocol.FeatureCairn, handle: on(readCollect, (*session).deleteRoots)},
+	{op: protocol.OpAddRoot, name: "AddRoot", verb: archive.Root, feature: protocol.FeatureCairn, handle: on(readJSON, (*session).addRoot)},
+	{op: protocol.OpDeleteRoots, name: "DeleteRoots", verb: archive.Root, feature: protocol.FeatureCairn, handle: on(readJSON, (*session).deleteRoots)},
 	{op: protocol.OpAddOpen, name: "AddOpen", verb: archive.Add, feature: protocol.FeatureDescriptor, long: true, handle: on(readOpen, (*session).addOpen)},
+}
+
+// announced lists the features of a server that withholds some.
+func announced(withhold []protocol.Feature) []protocol.Feature {
+	features := protocol.AllFeatures()
+	for _, row := range operations {
+		if row.feature == protocol.FeatureCairn && !slices.Contains(withhold, protocol.FeatureOperations) {
+			features = append(features, row.op.Feature())
+		}
+	}
+	return slices.DeleteFunc(features, func(f protocol.Feature) bool { return slices.Contains(withhold, f) })
 }
 
 // find returns the row of an operation, or nil when the session has none.
@@ -107,7 +130,11 @@ func (x *session) find(op protocol.Op) *operation {
 	if x.peer.inside != nil {
 		return findIn(insideOperations, op, x.d.Format)
 	}
-	return findIn(operations, op, x.d.Format)
+	row := findIn(operations, op, x.d.Format)
+	if row != nil && row.feature == protocol.FeatureCairn && slices.Contains(x.server.opts.Withhold, op.Feature()) {
+		return nil
+	}
+	return row
 }
 
 func findIn(operations []operation, op protocol.Op, f protocol.Format) *operation {

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"time"
 
@@ -45,7 +44,7 @@ func (x *session) roots(ctx context.Context, _ struct{}) (reply, error) {
 // addRoot keeps an object for the peer's user.
 func (x *session) addRoot(_ context.Context, request string) (reply, error) {
 	var q protocol.AddRootRequest
-	if err := json.Unmarshal([]byte(request), &q); err != nil {
+	if err := decode(request, &q); err != nil {
 		return nil, fmt.Errorf("add root: request: %w", err)
 	}
 	r := disk.NamedRoot{UID: x.peer.UID, Name: q.Name, Path: q.Path}
@@ -68,7 +67,7 @@ const maxTTL = 100 * 365 * 24 * time.Hour
 // deleteRoots deletes roots of the peer's user, or those of another if it may pin.
 func (x *session) deleteRoots(_ context.Context, request string) (reply, error) {
 	var q protocol.DeleteRootsRequest
-	if err := json.Unmarshal([]byte(request), &q); err != nil {
+	if err := decode(request, &q); err != nil {
 		return nil, fmt.Errorf("delete roots: request: %w", err)
 	}
 	uid := x.peer.UID

@@ -136,17 +136,11 @@ func (x *session) handshake(refused error) (protocol.Format, error) {
 		defer c.SetDeadline(time.Time{})
 	}
 	hello := protocol.Server{
-		Dir: x.server.store.Dir(), Name: x.server.opts.Version, Features: protocol.AllFeatures(), Trust: protocol.NotTrusted,
+		Dir: x.server.store.Dir(), Name: x.server.opts.Version, Features: x.features(), Trust: protocol.NotTrusted,
 	}
 	in := bufio.NewReaderSize((*patient)(x), readBuffer)
 	if err := x.lower(in); err != nil {
 		return protocol.Format{}, fmt.Errorf("handshake: %w", err)
-	}
-	if x.peer.inside != nil {
-		hello.Features = slices.DeleteFunc(hello.Features, func(f protocol.Feature) bool { return f == protocol.FeatureCairn })
-	}
-	if _, ok := x.conn.(*net.UnixConn); !ok || x.peer.inside != nil {
-		hello.Features = slices.DeleteFunc(hello.Features, func(f protocol.Feature) bool { return f == protocol.FeatureDescriptor })
 	}
 	if x.rights == archive.All {
 		hello.Trust = protocol.Trusted
@@ -168,6 +162,21 @@ func (x *session) handshake(refused error) (protocol.Format, error) {
 		return f, fmt.Errorf("handshake: %w", err)
 	}
 	return f, refused
+}
+
+// features are the server's, without what this peer cannot have.
+func (x *session) features() []protocol.Feature {
+	_, passes := x.conn.(*net.UnixConn)
+	inside := x.peer.inside != nil
+	return slices.DeleteFunc(slices.Clone(x.server.features), func(f protocol.Feature) bool {
+		switch f {
+		case protocol.FeatureRealisations, protocol.FeatureDeleteReferrers, protocol.FeatureHeartbeat:
+			return false
+		case protocol.FeatureDescriptor:
+			return inside || !passes
+		}
+		return inside
+	})
 }
 
 // lower reads which rights the client wants at most, if it says so before the handshake.

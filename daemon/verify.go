@@ -33,7 +33,7 @@ func (x *session) verifyStore(ctx context.Context, q *protocol.VerifyRequest) (r
 // verify verifies as our own client asks for it: it learns what is wrong from the answer.
 func (x *session) verify(ctx context.Context, request string) (reply, error) {
 	var q protocol.VerifyRequest
-	if err := json.Unmarshal([]byte(request), &q); err != nil {
+	if err := decode(request, &q); err != nil {
 		return nil, fmt.Errorf("verify: request: %w", err)
 	}
 	r, err := x.verifyWith(ctx, &q, nil)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -77,11 +78,18 @@ func (d dialect) byPath() bool { return len(d.features) > 0 }
 func (d dialect) hello(name string) (request, answer []byte) {
 	q, a := list{0x6e697863, 0x100 | d.minor}, list{0x6478696f, 0x126}
 	if d.minor >= 38 {
-		q, a = append(q, len(d.features)), append(a, 5)
+		offers := []string{"cairn-1", "cairn-descriptor-1", "cairn-heartbeat-1", "cairn-operations-1", "delete-dead-specific-referrers", "realisation-with-path-not-hash"}
+		for _, row := range daemon.Operations() {
+			if n := int(row.Op) - 0x63610000; n > 0 && n != 0x20 {
+				offers = append(offers, fmt.Sprintf("cairn-operation-%x", n))
+			}
+		}
+		slices.Sort(offers)
+		q, a = append(q, len(d.features)), append(a, len(offers))
 		for _, f := range d.features {
 			q = append(q, string(f))
 		}
-		for _, f := range []string{"cairn-1", "cairn-descriptor-1", "cairn-heartbeat-1", "delete-dead-specific-referrers", "realisation-with-path-not-hash"} {
+		for _, f := range offers {
 			a = append(a, f)
 		}
 	}

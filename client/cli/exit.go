@@ -11,6 +11,7 @@ import (
 
 	"cairn/archive"
 	"cairn/archive/cache"
+	"cairn/client"
 	"cairn/daemon/protocol"
 	"cairn/derivation/eval"
 	"cairn/services/activate"
@@ -133,6 +134,7 @@ var hintTable = []struct {
 }{
 	{is(archive.ErrUnauthorized), "nothing was imported; when the key is the one you expect: cairn acl allow KEY-FILE (the sender's /etc/cairn/signing-key.pub)"},
 	{is(protocol.ErrNotAllowed), "'cairn acl mine' says what you may do; root can add to it: cairn acl allow user:NAME VERB"},
+	{is(client.ErrUnsupported), "the daemon is Nix's, or an older cairn: there 'cairn init --daemon' of this version puts itself in its place"},
 	{is(archive.ErrCorrupt), "nothing of it was kept; make it again with 'cairn archive --export', or copy it again"},
 	{is(cache.ErrReadOnly), "a web server has to take PUT; on the machine that holds its files, push to the folder: file:///FOLDER"},
 	{isDatabaseLost, "nothing was changed; 'cairn store rebuild --dry-run' says what can be made again from the objects and the backups"},

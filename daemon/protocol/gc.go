@@ -90,6 +90,24 @@ type GCRequest struct {
 	WithoutLinks []string `json:"withoutLinks,omitempty"`
 }
 
+// Options returns the same request as one of OpCollectGarbage, or nil when that cannot say it.
+func (q *GCRequest) Options() *GCOptions {
+	if q.Free != "" || q.OlderThan != 0 || len(q.WithoutLinks) > 0 || q.DryRun && (len(q.Paths) > 0 || q.MaxFreed != 0) {
+		return nil
+	}
+	o := &GCOptions{Action: GCDeleteDead, MaxFreed: NoLimit}
+	switch {
+	case q.DryRun:
+		o.Action = GCReturnDead
+	case len(q.Paths) > 0:
+		o.Action, o.Paths = GCDeleteSpecific, q.Paths
+	}
+	if q.MaxFreed != 0 {
+		o.MaxFreed = uint64(q.MaxFreed)
+	}
+	return o
+}
+
 // GCResult is what OpCollectGarbage2 answers, as JSON.
 type GCResult struct {
 	Paths      []store.Path `json:"paths"`

@@ -125,8 +125,9 @@ type Client struct {
 // Answer is what the server said of itself.
 type Answer struct {
 	Format
-	Name  string
-	Trust Trust
+	Name      string
+	Trust     Trust
+	Announced []Feature // by the server, those too that were not agreed on
 }
 
 // Handshake does the client's part, up to but not including the messages that follow.
@@ -158,7 +159,8 @@ func (c Client) Handshake(r *wire.Reader, w *wire.Writer) (Answer, error) {
 		if err := e.Flush(); err != nil {
 			return a, err
 		}
-		a.Features = common(c.Features, d.features())
+		a.Announced = d.features()
+		a.Features = common(c.Features, a.Announced)
 	}
 	if a.Version >= Minor(14) {
 		e.Uint64(0)

@@ -1,6 +1,9 @@
 package protocol
 
-import "strconv"
+import (
+	"slices"
+	"strconv"
+)
 
 // Op is the number of an operation.
 type Op uint64
@@ -87,6 +90,31 @@ const (
 	// what is to be added → optional keyed path info: none when the daemon wants the contents sent (OpAddToStore). Of FeatureDescriptor.
 	OpAddOpen Op = 0x6361_0020
 )
+
+// ownOperations is below the numbers of our own operations.
+const ownOperations Op = 0x6361_0000
+
+// firstOperations are those of our own that every server with FeatureCairn has, in the form that they had from the beginning.
+// The list never grows.
+var firstOperations = []Op{OpImportBundle, OpExportBundle, OpFollowLog, OpGCWhy, OpStatus, OpQueryClosure}
+
+// Feature is what a server announces that serves an operation of ours.
+func (o Op) Feature() Feature {
+	return Feature("cairn-operation-" + strconv.FormatUint(uint64(o-ownOperations), 16))
+}
+
+// Serves reports whether the server has an operation of ours. Nix's it has by version.
+func (a Answer) Serves(op Op) bool {
+	switch {
+	case op < ownOperations:
+		return true
+	case op == OpAddOpen:
+		return a.Has(FeatureDescriptor)
+	case slices.Contains(a.Announced, FeatureOperations):
+		return a.Has(FeatureCairn) && slices.Contains(a.Announced, op.Feature())
+	}
+	return a.Has(FeatureCairn) && slices.Contains(firstOperations, op)
+}
 
 // String returns the number in decimal; names are the server's table's.
 func (o Op) String() string { return strconv.FormatUint(uint64(o), 10) }

@@ -23,6 +23,11 @@
 //
 // Own extensions are operations from OpImportBundle on. They are served only when both
 // sides announced FeatureCairn; Nix's own programs ignore features that they do not know.
+// Sides of different versions meet. A server announces each operation of ours by a feature
+// of its own (Op.Feature), from its table, and a client asks for none that was not
+// announced (Answer.Serves). What an operation's fields are never changes: other
+// fields are another operation. A request in JSON may get more of them, which a server that
+// does not know them refuses, as it would do something else than it was asked for.
 //
 // The package has no goroutine and does no I/O but through the wire reader and writer.
 package protocol
@@ -69,6 +74,9 @@ const (
 	FeatureDescriptor Feature = "cairn-descriptor-1"
 	// FeatureCairn adds the operations from OpImportBundle on, and error codes.
 	FeatureCairn Feature = "cairn-1"
+	// FeatureOperations says that the server announces each operation of ours that it serves; what servers without it serve
+	// is firstOperations.
+	FeatureOperations Feature = "cairn-operations-1"
 )
 
 // HeartbeatTime is how often a server with FeatureHeartbeat gives a sign of life.
@@ -78,7 +86,7 @@ const HeartbeatTime = 5 * time.Second
 // into a build ("disable-set-options", "add-to-store-scanning", "submit-output"): its clients announce these to
 // everybody, and who answered with the first would never learn their settings.
 func AllFeatures() []Feature {
-	return []Feature{FeatureCairn, FeatureDescriptor, FeatureHeartbeat, FeatureDeleteReferrers, FeatureRealisations}
+	return []Feature{FeatureCairn, FeatureDescriptor, FeatureHeartbeat, FeatureOperations, FeatureDeleteReferrers, FeatureRealisations}
 }
 
 // Format is what the two sides of a session agreed on.

@@ -319,7 +319,7 @@ func TestHandshake(t *testing.T) {
 		features       int
 		trust          protocol.Trust
 	}{
-		{38, 38, 38, 5, protocol.Trusted},
+		{38, 38, 38, 6, protocol.Trusted},
 		{38, 34, 34, 0, protocol.TrustUnknown},
 		{34, 38, 34, 0, protocol.TrustUnknown},
 		{38, 35, 35, 0, protocol.Trusted},
