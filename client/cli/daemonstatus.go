@@ -66,7 +66,9 @@ func (e *Env) printStatus(st *protocol.DaemonStatus) error {
 	e.printf("cairn %s, process %d, %s, for %v\n", st.Version, st.PID, state, time.Duration(st.Uptime)*time.Second)
 	e.printf("store: %s, %s\n", st.StoreDir, count(st.Paths, "object"))
 	e.printf("durability: %s\n", durability)
-	e.printf("free: %s of %s%s\n", formatSize(st.Space.Bytes), formatSize(st.Space.TotalBytes), inodesLeft(st.Space))
+	if st.Space.TotalBytes > 0 {
+		e.printf("free: %s of %s%s\n", formatSize(st.Space.Bytes), formatSize(st.Space.TotalBytes), inodesLeft(st.Space))
+	}
 	if st.Automatic != nil {
 		e.printf("automatic collection: %s\n", automatic(st.Automatic))
 	}

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -18,9 +19,29 @@ import (
 // ioSize is the buffer between stages of a copy.
 const ioSize = 256 << 10
 
-// copyOut writes an output's copy, with digests replaced, and its hash and size to o.info.
-// The archive also goes to the given writers, as it was before.
-func (a *attempt) copyOut(ctx context.Context, o *output, digests map[string]string, also ...io.Writer) error {
+// dumpFile writes the archive of an output that is a regular file, in large pieces, and the file's bytes to contents.
+func dumpFile(w io.Writer, path string, contents io.Writer) error {
+	f, size, err := openOutput(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b := bufio.NewWriterSize(w, int(min(size, ioSize)))
+	if _, err := io.Copy(b, nar.NewFileReader(io.TeeReader(f, contents), size, false)); err != nil {
+		return err
+	}
+	return b.Flush()
+}
+
+// copying is how an output is copied.
+type copying struct {
+	digests  map[string]string // to be replaced in the copy
+	also     []io.Writer       // get the archive, as it was before
+	contents io.Writer         // gets the bytes of an output that is a file; nil: nobody wants them
+}
+
+// copyOut writes an output's copy, and its hash and size to o.info.
+func (a *attempt) copyOut(ctx context.Context, o *output, c copying) error {
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
@@ -30,11 +51,17 @@ func (a *attempt) copyOut(ctx context.Context, o *output, digests map[string]str
 		copied.opts.Files = a.b.store.Files()
 	}
 	after, done := io.MultiWriter(size, copied), func() error { return nil }
-	if len(digests) > 0 {
-		rewriter := refscan.NewRewriter(after, digests)
+	if len(c.digests) > 0 {
+		rewriter := refscan.NewRewriter(after, c.digests)
 		after, done = rewriter, rewriter.Close
 	}
-	err := nar.Dump(io.MultiWriter(append(also, after)...), o.tree)
+	w := io.MultiWriter(append(c.also, after)...)
+	var err error
+	if c.contents != nil {
+		err = dumpFile(w, o.tree, c.contents)
+	} else {
+		err = nar.Dump(w, o.tree)
+	}
 	if err == nil {
 		err = done()
 	}

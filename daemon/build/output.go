@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"os"
 	"path/filepath"
@@ -54,9 +55,14 @@ func (a *attempt) readOutputs(ctx context.Context) ([]disk.Output, error) {
 	}
 	var list []disk.Output
 	for _, o := range a.outputs {
-		list = append(list, disk.Output{Info: o.info, TempPath: filepath.Join(a.dir("out"), o.name)})
+		list = append(list, a.copied(o, o.info))
 	}
 	return list, nil
+}
+
+// copied is the copy of an output.
+func (a *attempt) copied(o *output, info *store.Info) disk.Output {
+	return disk.Output{Info: info, TempPath: filepath.Join(a.dir("out"), o.name), Canonical: true}
 }
 
 // leftAt is where the builder leaves an output.
@@ -165,39 +171,49 @@ func (a *attempt) candidates() []store.Path {
 // readNamed reads outputs whose paths were known before: one pass.
 func (a *attempt) readNamed(ctx context.Context) error {
 	for _, o := range a.outputs {
-		scan := refscan.NewScanner(nil, a.candidates())
 		out := a.drv.Outputs[o.name]
-		var content io.Writer = io.Discard
-		var hash interface{ Sum([]byte) []byte }
-		if out.Kind() == derivation.Fixed && out.Method == store.Recursive {
-			h := out.Algo.New()
-			content, hash = h, h
-		}
-		if err := a.copyOut(ctx, o, nil, scan, content); err != nil {
+		fixed := out.Kind() == derivation.Fixed
+		got, err := a.copyScanned(ctx, o, fixed)
+		if err != nil {
 			return err
 		}
 		o.final, o.info.Path = o.path, o.path
-		if !a.discards(o) {
-			o.found = scan.Found()
-		}
 		o.info.References = o.found
-		if out.Kind() != derivation.Fixed {
+		if !fixed {
 			continue
-		}
-		var got store.Hash
-		if hash != nil {
-			got = store.NewHash(out.Algo, hash.Sum(nil))
-		} else {
-			var err error
-			if got, err = hashFile(o.tree, out.Algo); err != nil {
-				return err
-			}
 		}
 		if err := a.checkFixed(o, out, got); err != nil {
 			return errors.Join(err, a.keepUnexpected(ctx, o, out, got))
 		}
 	}
 	return nil
+}
+
+// copyScanned copies an output as it is, and finds what it refers to. With fixed it returns the hash that is promised of outputs of
+// its kind.
+func (a *attempt) copyScanned(ctx context.Context, o *output, fixed bool) (store.Hash, error) {
+	out := a.drv.Outputs[o.name]
+	scan := refscan.NewScanner(nil, a.candidates())
+	c := copying{also: []io.Writer{scan}}
+	var h hash.Hash
+	switch {
+	case fixed && out.Method == store.Recursive:
+		h = out.Algo.New()
+		c.also = append(c.also, h)
+	case fixed:
+		h = out.Algo.New()
+		c.contents = h
+	}
+	if err := a.copyOut(ctx, o, c); err != nil {
+		return store.Hash{}, err
+	}
+	if !a.discards(o) {
+		o.found = scan.Found()
+	}
+	if !fixed {
+		return store.Hash{}, nil
+	}
+	return store.NewHash(out.Algo, h.Sum(nil)), nil
 }
 
 // checkFixed compares an output with what was promised.
@@ -225,30 +241,24 @@ func (a *attempt) keepUnexpected(ctx context.Context, o *output, out derivation.
 		return err
 	}
 	info.Path = path
-	return a.b.store.Register(ctx, []disk.Output{{Info: &info, TempPath: filepath.Join(a.dir("out"), o.name)}})
+	return a.b.store.Register(ctx, []disk.Output{a.copied(o, &info)})
 }
 
-// hashFile hashes a regular file's bytes.
-func hashFile(path string, algo store.Algorithm) (store.Hash, error) {
-	h := algo.New()
-	if err := readFile(path, h); err != nil {
-		return store.Hash{}, err
-	}
-	return store.NewHash(algo, h.Sum(nil)), nil
-}
-
-// readFile copies a regular file's bytes.
-func readFile(path string, w io.Writer) error {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+// openOutput opens an output that is a regular file.
+func openOutput(path string) (*os.File, int64, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return fmt.Errorf("read %s: %w", path, err)
+		return nil, 0, err
 	}
-	f := os.NewFile(uintptr(fd), path)
-	defer f.Close()
-	if _, err := io.Copy(w, f); err != nil {
-		return fmt.Errorf("read %s: %w", path, err)
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file", path)
 	}
-	return nil
+	if err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	return f, fi.Size(), nil
 }
 
 // readFloating reads outputs whose paths follow from what is in them: find references, then, those referred
@@ -274,7 +284,7 @@ func (a *attempt) readFloating(ctx context.Context) error {
 			return err
 		}
 		final[o.path.Digest()], paths[o.path] = o.final.Digest(), o.final
-		if err := a.copyOut(ctx, o, final); err != nil {
+		if err := a.copyOut(ctx, o, copying{digests: final}); err != nil {
 			return err
 		}
 		o.info.Path = o.final
@@ -340,7 +350,12 @@ func (a *attempt) selfHash(o *output, h *refscan.ModuloHasher) refscan.SelfHash 
 func (a *attempt) hashRewritten(o *output, algo store.Algorithm, digests map[string]string) (store.Hash, error) {
 	h := algo.New()
 	r := refscan.NewRewriter(h, digests)
-	if err := readFile(o.tree, r); err != nil {
+	f, _, err := openOutput(o.tree)
+	if err != nil {
+		return store.Hash{}, err
+	}
+	defer f.Close()
+	if _, err := io.Copy(r, f); err != nil {
 		return store.Hash{}, err
 	}
 	if err := r.Close(); err != nil {

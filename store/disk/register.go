@@ -14,13 +14,14 @@ import (
 
 // Output is an object that was made in place: a tree on the store's file system, and what is known of it.
 type Output struct {
-	Info     *store.Info
-	TempPath string // where the tree is; gone when Register returns nil
-	tree     *tree  // it is canonical, and has a temporary name of ours; else nil
+	Info      *store.Info
+	TempPath  string // where the tree is; gone when Register returns nil
+	Canonical bool   // it has the metadata of store objects: nar.Restore has made it, and nobody else has touched it
+	tree      *tree  // it is canonical, and has a temporary name of ours; else nil
 }
 
 // Register makes outputs valid, all at once. Their hashes are taken as given: whoever made them has
-// just computed them. Trees get the metadata of store objects. Outputs may refer to themselves and to
+// just computed them. Trees get the metadata of store objects, unless they have them. Outputs may refer to themselves and to
 // each other, but not in a circle. An output that is valid already is removed.
 func (s *Store) Register(ctx context.Context, outputs []Output) error {
 	if err := s.register(ctx, outputs); err != nil {
@@ -109,7 +110,9 @@ func (a *adoption) adopt(o Output) (*pending, func(), error) {
 	a.staged[o.Info.Path] = t.temp
 	p, err := s.pending(o.Info, t, a.hashes)
 	if err == nil && o.tree == nil {
-		err = canonicalise(t.temp)
+		if !o.Canonical {
+			err = canonicalise(t.temp)
+		}
 		failpoint.Hit("disk/register/canonical")
 	}
 	if err != nil {
@@ -120,14 +123,22 @@ func (a *adoption) adopt(o Output) (*pending, func(), error) {
 	return p, release, nil
 }
 
-// moveTree renames a tree, which its owner must be able to write for that.
+// moveTree renames a tree, which its owner, unless that is root, must be able to write for that.
 func moveTree(from, to string) error {
-	if fi, err := os.Lstat(from); err == nil && fi.IsDir() && fi.Mode()&0o200 == 0 {
-		if err := os.Chmod(from, 0o700); err != nil {
-			return err
-		}
+	fi, err := os.Lstat(from)
+	if err != nil {
+		return err
 	}
-	return os.Rename(from, to)
+	if !fi.IsDir() || fi.Mode()&0o200 != 0 || os.Geteuid() == 0 {
+		return os.Rename(from, to)
+	}
+	if err := os.Chmod(from, 0o700); err != nil {
+		return err
+	}
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	return os.Chmod(to, fi.Mode())
 }
 
 // sortOutputs orders outputs, those referred to first, and refuses circles and doubles.
