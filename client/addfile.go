@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -44,7 +45,34 @@ func (c *Conn) AddFile(ctx context.Context, name string, method store.Method, al
 	case method == store.Recursive:
 		return c.AddToStore(ctx, name, method, algo, refs, nar.NewFileReader(f, fi.Size(), fi.Mode()&0o100 != 0))
 	}
+	if c.answer.Serves(protocol.OpAddSized) && !strings.HasSuffix(name, ".drv") {
+		return c.addSized(ctx, name, method, algo, refs, f, fi.Size())
+	}
 	return c.AddToStore(ctx, name, method, algo, refs, f)
+}
+
+// addSized is AddToStore of a file of known size.
+func (c *Conn) addSized(ctx context.Context, name string, method store.Method, algo store.Algorithm, refs []store.Path, f *os.File, size int64) (*store.Info, error) {
+	var info *store.Info
+	err := c.do(ctx, &call{
+		op: protocol.OpAddSized, what: "add " + name,
+		fields: func(e *protocol.Encoder) {
+			e.Text(name)
+			e.Method(method, algo)
+			e.Paths(refs)
+			e.Uint64(uint64(size))
+		},
+		body: func(w io.Writer) error {
+			_, err := io.CopyN(w, f, size)
+			return err
+		},
+		whole: true,
+		reply: func(d *protocol.Decoder) { info = d.KeyedInfo() },
+	})
+	if err != nil {
+		return nil, err
+	}
+	return info, nil
 }
 
 // sendTree is AddToStore with an archive that is written instead of read.

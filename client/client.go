@@ -20,7 +20,7 @@
 //	QueryClosure       QueryPathInfo, one by one
 //	QueryClosurePaths  QueryClosure
 //	CollectGarbage2    CollectGarbage, if it can what is asked for
-//	AddOpen            AddToStore
+//	AddOpen, AddSized  AddToStore
 //
 // Errors of the server are *protocol.Error. From our own daemon they are also the sentinels
 // of package store; a Nix daemon's say the same in text only.

@@ -87,6 +87,31 @@ func (a addition) reply(info *store.Info) reply {
 	}
 }
 
+// sized is the request of OpAddSized.
+type sized struct {
+	addition
+	size int64
+}
+
+func readSized(d *protocol.Decoder) sized {
+	return sized{readOpen(d).addition, d.Int63()}
+}
+
+// addSized adds a file whose size the client knows.
+func (x *session) addSized(ctx context.Context, a sized) (reply, error) {
+	if err := x.checkAddition(a.addition); err != nil {
+		return nil, err
+	}
+	if a.method == store.Recursive || strings.HasSuffix(a.name, ".drv") {
+		return nil, fmt.Errorf("add %s: trees and derivations are added with another operation", a.name)
+	}
+	info, err := x.server.store.AddSized(ctx, a.name, a.method, a.algo, a.refs, x.upload, a.size)
+	if err != nil {
+		return nil, err
+	}
+	return a.reply(info), nil
+}
+
 // addContents adds what the upload, or the inline archive, contains.
 func (x *session) addContents(ctx context.Context, a addition) (*store.Info, error) {
 	if !a.inline {

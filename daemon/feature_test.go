@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"cairn/archive"
+	"cairn/archive/wire"
 	"cairn/client"
 	"cairn/daemon"
 	"cairn/daemon/protocol"
@@ -70,6 +72,10 @@ func grow(t *testing.T, withhold ...protocol.Feature) *grown {
 func (g *grown) tasks(t *testing.T) []task {
 	ctx := t.Context()
 	bundle := signedBundle(t, g)
+	large := filepath.Join(t.TempDir(), "large")
+	if err := os.WriteFile(large, bytes.Repeat([]byte("0123456789"), 300_000), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	return []task{
 		{protocol.OpImportBundle, false, func(c *client.Conn) (string, error) {
 			paths, err := c.ImportBundle(ctx, bytes.NewReader(bundle))
@@ -145,6 +151,18 @@ func (g *grown) tasks(t *testing.T) []task {
 				return "", err
 			}
 			return info.Path.String(), nil
+		}},
+		{protocol.OpAddSized, true, func(*client.Conn) (string, error) {
+			c, err := client.New(ctx, g.pipe(daemon.Peer{Trusted: true}), nil) // which can hand over nothing
+			if err != nil {
+				return "", err
+			}
+			defer c.Close()
+			info, err := c.AddFile(ctx, "large", store.Flat, store.SHA256, nil, large)
+			if err != nil {
+				return "", err
+			}
+			return info.Fingerprint(), nil
 		}},
 	}
 }
@@ -255,6 +273,33 @@ func TestUnknownFields(t *testing.T) {
 		m := c.next()
 		if m.Kind != protocol.KindError || !strings.Contains(m.Err.Text, `unknown field "gently"`) {
 			t.Errorf("operation %s: %+v", op.Feature(), m)
+		}
+	}
+}
+
+// TestSizes adds files that are shorter or longer than was announced: they are refused, and the session goes on.
+func TestSizes(t *testing.T) {
+	r := start(t, nil)
+	c := r.raw(38, protocol.FeatureCairn)
+	for _, announced := range []uint64{0, 9, 11, 2 << 20, 3_000_000 - 1, 3_000_000 + 1, 1 << 62, 10, 3_000_000} {
+		for _, size := range []int{10, 3_000_000} {
+			c.send(protocol.OpAddSized, func(e *protocol.Encoder) {
+				e.Text("x")
+				e.Method(store.Flat, store.SHA256)
+				e.Paths(nil)
+				e.Uint64(announced)
+				w := wire.NewFrameWriter(e.Wire())
+				io.CopyN(w, zeros{}, int64(size))
+				w.Close()
+			})
+			m := c.next()
+			if right := uint64(size) == announced; right != (m.Kind == protocol.KindLast) {
+				t.Fatalf("announced %d, sent %d: %+v", announced, size, m)
+			} else if right {
+				if i := c.d.KeyedInfo(); c.d.Err() != nil || i.NarSize < int64(size) {
+					t.Fatalf("%d bytes: %+v, %v", size, i, c.d.Err())
+				}
+			}
 		}
 	}
 }

@@ -112,6 +112,7 @@ var operations = []operation{
 	{op: protocol.OpAddRoot, name: "AddRoot", verb: archive.Root, feature: protocol.FeatureCairn, handle: on(readJSON, (*session).addRoot)},
 	{op: protocol.OpDeleteRoots, name: "DeleteRoots", verb: archive.Root, feature: protocol.FeatureCairn, handle: on(readJSON, (*session).deleteRoots)},
 	{op: protocol.OpAddOpen, name: "AddOpen", verb: archive.Add, feature: protocol.FeatureDescriptor, long: true, handle: on(readOpen, (*session).addOpen)},
+	{op: protocol.OpAddSized, name: "AddSized", verb: archive.Add, feature: protocol.FeatureCairn, framed: 38, handle: on(readSized, (*session).addSized)},
 }
 
 // announced lists the features of a server that withholds some.

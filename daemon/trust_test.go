@@ -137,6 +137,12 @@ func requestOf(op protocol.Op, e *protocol.Encoder, p store.Path) (upload []byte
 		e.Paths(nil)
 		e.Bool(false)
 		return []byte("x"), true
+	case protocol.OpAddSized:
+		e.Text("y")
+		e.Method(store.Flat, store.SHA256)
+		e.Paths(nil)
+		e.Uint64(1)
+		return []byte("x"), true
 	case protocol.OpAddOpen:
 		e.Text("z")
 		e.Method(store.Flat, store.SHA256)

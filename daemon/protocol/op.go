@@ -89,6 +89,9 @@ const (
 	// OpAddOpen: name, content address method, references; with the first byte comes a file descriptor, open for reading, of
 	// what is to be added → optional keyed path info: none when the daemon wants the contents sent (OpAddToStore). Of FeatureDescriptor.
 	OpAddOpen Op = 0x6361_0020
+	// OpAddSized: name, content address method of a file, references, size, framed contents of that size → keyed path info. It is
+	// OpAddToStore for clients that know the size, which the archive has before the contents, so that these are read once.
+	OpAddSized Op = 0x6361_0021
 )
 
 // ownOperations is below the numbers of our own operations.

@@ -264,7 +264,7 @@ func (c *counter) Write(p []byte) (int, error) {
 }
 
 // addLargeFile spools to a temporary file, which it reads once more: the archive has the size before the bytes, no
-// client announces it, and SHA-256 cannot begin in the middle. A file that is handed over open is read once (openFile).
+// client of Nix's announces it, and SHA-256 cannot begin in the middle. A file whose size is known is read once (openFile).
 func (s *Store) addLargeFile(ctx context.Context, name string, method store.Method, algo store.Algorithm, refs []store.Path, r io.Reader) (*store.Info, error) {
 	t := s.newTree(store.Path{})
 	defer removeTree(t.temp)
@@ -353,6 +353,42 @@ func (s *Store) AddOpen(ctx context.Context, name string, method store.Method, a
 		return nil, fmt.Errorf("add %q: %w", name, err)
 	}
 	return info, nil
+}
+
+// AddSized is AddStream of a file of which r must give size bytes and no more. It is hashed as it comes.
+func (s *Store) AddSized(ctx context.Context, name string, method store.Method, algo store.Algorithm, refs []store.Path, r io.Reader, size int64) (*store.Info, error) {
+	o := openFile{s: s, name: name, method: method, algo: algo, refs: refs, f: &announced{r, size}, size: size}
+	info, err := o.add(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("add %q: %w", name, err)
+	}
+	return info, nil
+}
+
+// announced gives what a stream has, which must be left bytes.
+type announced struct {
+	r    io.Reader
+	left int64
+}
+
+func (a *announced) Read(p []byte) (int, error) {
+	n, err := a.r.Read(p)
+	a.left -= int64(n)
+	if a.left == 0 && err == nil { // who reads no further must know, too
+		var more [1]byte
+		n, e := io.ReadFull(a.r, more[:])
+		a.left -= int64(n)
+		if e != nil && e != io.EOF {
+			err = e
+		}
+	}
+	switch {
+	case a.left < 0:
+		return 0, errors.New("there is more of it than was announced")
+	case a.left > 0 && err == io.EOF:
+		return 0, fmt.Errorf("it ends %d bytes before the size that was announced", a.left)
+	}
+	return n, err
 }
 
 // openFile is a regular file that is being added.

@@ -248,6 +248,14 @@ var operations = []struct {
 	{protocol.OpNARs, func(s *script) { s.e.PathList(s.paths()) }},
 	{protocol.Op(24), func(*script) {}},
 	{protocol.Op(99), func(*script) {}},
+	{protocol.OpAddSized, func(s *script) {
+		contents := s.archive()
+		s.e.Text(fmt.Sprintf("n%d", s.IntN(50)))
+		s.e.Method([]store.Method{store.Recursive, store.Flat, store.Text}[s.IntN(3)], store.SHA256)
+		s.e.Paths(s.paths())
+		s.e.Uint64(uint64(len(contents) + s.IntN(3) - 1))
+		s.frames(contents)
+	}},
 }
 
 // request writes one request.
