@@ -287,10 +287,7 @@ func TestLargeRequestsShareMemory(t *testing.T) {
 			for range 3500 { // 13 MiB, and then nothing
 				c.e.Text(strings.Repeat("x", 4000))
 			}
-			if err := c.e.Flush(); err != nil {
-				refused <- err.Error()
-				return
-			}
+			c.e.Flush() // which fails when the answer came long before
 			if m := c.d.Message(); m.Kind == protocol.KindError {
 				refused <- m.Err.Error()
 			}
