@@ -279,13 +279,7 @@ func (x *session) addNext(ctx context.Context, p *pipeline, a archived, r *wire.
 }
 
 func (x *session) narFromPath(ctx context.Context, p store.Path) (reply, error) {
-	if _, err := x.server.store.Info(ctx, p); err != nil {
-		return nil, err
-	}
-	if err := x.hold(p); err != nil {
-		return nil, err
-	}
-	return func(e *protocol.Encoder) error { return x.server.store.NAR(x.ctx, p, e.Wire()) }, nil
+	return x.nars(ctx, []store.Path{p})
 }
 
 // nars replies many archives at once, so that a closure takes one question.

@@ -14,10 +14,8 @@ import (
 	"cairn/client"
 	"cairn/daemon"
 	"cairn/daemon/protocol"
+	"cairn/store/gc"
 )
-
-// kindNamed is the kind of the roots of these commands.
-const kindNamed = "named"
 
 func newGCRootCmd(env *Env) *cobra.Command {
 	cmd := &cobra.Command{
@@ -149,7 +147,7 @@ func namedRoots(ctx context.Context, s *session) ([]protocol.RootInfo, error) {
 	}
 	list := []protocol.RootInfo{}
 	for _, r := range all {
-		if r.Kind == kindNamed {
+		if r.Kind == string(gc.KindNamed) {
 			list = append(list, r)
 		}
 	}
@@ -256,8 +254,8 @@ func gcRoots(ctx context.Context, env *Env, s *session, o *gcOptions) error {
 	}
 	for _, r := range roots {
 		link := r.Link
-		switch r.Kind {
-		case "lease", "process", "temporary":
+		switch gc.Kind(r.Kind) {
+		case gc.KindLease, gc.KindProcess, gc.KindTemporary:
 			link = "{" + r.Kind + ":" + link + "}"
 		}
 		env.printf("%s → %s%s\n", stripEscapes(link), r.Target, who(r.Who))
@@ -269,7 +267,7 @@ func foreignRoots(ctx context.Context, s *session) ([]protocol.RootInfo, error) 
 	found, err := s.FindRoots(ctx)
 	list := make([]protocol.RootInfo, len(found))
 	for i, r := range found {
-		list[i] = protocol.RootInfo{Kind: "link", Link: r.Link, Target: r.Target}
+		list[i] = protocol.RootInfo{Kind: string(gc.KindLink), Link: r.Link, Target: r.Target}
 	}
 	return list, err
 }
