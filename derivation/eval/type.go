@@ -291,9 +291,6 @@ func TypeOf(v starlark.Value) (Type, bool) {
 // NewType makes a type that one predicate decides.
 func NewType(name string, ok func(starlark.Value) bool) Type { return &named{name, ok} }
 
-// TypeValue makes a type a value of the language.
-func TypeValue(t Type) starlark.Value { return typeValue{t} }
-
 var builtinTypes = map[string]Type{
 	"int": intType, "str": strType, "bool": boolType, "float": floatType,
 	"list": listType, "dict": dictType, "any": anyType,

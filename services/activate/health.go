@@ -30,22 +30,6 @@ func (t *transaction) health(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Health asks the health checks of the current system once more, for whoever soaks a switch.
-func (e *Engine) Health(ctx context.Context) error {
-	if err := e.connect(ctx); err != nil {
-		return err
-	}
-	state, err := readState(e.host(e.statePath()))
-	if err != nil {
-		return err
-	}
-	m, err := e.Manifest(state.System)
-	if err != nil {
-		return err
-	}
-	return (&transaction{e: e, wanted: m, started: time.Now()}).health(ctx)
-}
-
 func (e *Engine) check(ctx context.Context, h *system.Health, since time.Time) error {
 	limit := healthTimeout
 	if h.TimeoutSeconds > 0 {

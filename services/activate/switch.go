@@ -108,15 +108,6 @@ func (e *Engine) Plan(ctx context.Context, sys store.Path) (*Plan, error) {
 	return e.plan(ctx, sys.String())
 }
 
-// Preflight returns the conflicts that stand in the way of a system.
-func (e *Engine) Preflight(ctx context.Context, sys store.Path) ([]Conflict, error) {
-	p, err := e.Plan(ctx, sys)
-	if err != nil {
-		return nil, err
-	}
-	return p.Conflicts, nil
-}
-
 func (e *Engine) change(ctx context.Context, opts *SwitchOptions, find func() (goal, error)) (*Result, error) {
 	if opts == nil {
 		opts = &SwitchOptions{}
