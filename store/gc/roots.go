@@ -104,12 +104,9 @@ func (f *finder) tree(kind Kind, dir string) error {
 	if err := context.Cause(f.ctx); err != nil {
 		return err
 	}
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
+	entries, err := readDir(dir)
 	if err != nil {
-		return unreadable(err)
+		return err
 	}
 	for _, e := range entries {
 		name := filepath.Join(dir, e.Name())
@@ -220,15 +217,24 @@ func (f *finder) stale(link string) error {
 	return err
 }
 
+// readDir lists a directory, which need not be there.
+func readDir(dir string) ([]fs.DirEntry, error) {
+	entries, err := os.ReadDir(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, unreadable(err)
+	}
+	return entries, nil
+}
+
 // temporary reads the files in which clients list what they are using, and removes those of dead ones.
 func (f *finder) temporary() error {
 	dir := filepath.Join(f.layout.StateDir, "temproots")
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
+	entries, err := readDir(dir)
 	if err != nil {
-		return unreadable(err)
+		return err
 	}
 	for _, e := range entries {
 		name := filepath.Join(dir, e.Name())
