@@ -97,7 +97,7 @@ func readHeader(r io.Reader) (*BackupHeader, []byte, error) {
 // of the tables 0x02, 0x03, 0x05 and 0x07 in order of their keys, each as key: u16 length, bytes, record: u32 length, bytes; then an
 // empty key and the number of rows u64.
 func (d *DB) Backup(w io.Writer, sequence uint64) (*BackupHeader, error) {
-	if err := checkTables(d.dir, true); err != nil { // a scan would end early, and what it has not seen would be lost
+	if _, err := checkTables(d.dir, true); err != nil { // a scan would end early, and what it has not seen would be lost
 		return nil, fmt.Errorf("back up database: %w", err)
 	}
 	var b Batch
@@ -158,6 +158,9 @@ func writeRows(w *bufio.Writer, txn *badger.Txn) (err error) {
 			rows++
 		}
 		it.Close()
+		if t == tableObjects && err == nil {
+			err = checkCount(txn, int64(rows)) // which come first
+		}
 		if err != nil {
 			return err
 		}
@@ -184,6 +187,7 @@ func Copy(to, from string) error {
 	return nil
 }
 
+// copyFile leaves holes where there are zeros: journals are mostly that.
 func copyFile(to, from string) error {
 	r, err := os.Open(from)
 	if err != nil {
@@ -194,7 +198,19 @@ func copyFile(to, from string) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(w, r)
+	size := int64(0)
+	for block := make([]byte, 64<<10); err == nil; {
+		var n int
+		if n, err = io.ReadFull(r, block); len(trimZeros(block[:n])) > 0 {
+			if _, err := w.WriteAt(block[:n], size); err != nil {
+				return errors.Join(err, w.Close())
+			}
+		}
+		size += int64(n)
+	}
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		err = w.Truncate(size)
+	}
 	return errors.Join(err, w.Close())
 }
 
@@ -225,7 +241,7 @@ func (d *DB) readName() error {
 	if errors.Is(err, ErrNotFound) {
 		v = make([]byte, len(d.name))
 		rand.Read(v)
-		err = d.badger.Update(func(txn *badger.Txn) error { return txn.Set(settingKey("name"), v) })
+		err = d.transact(func(txn *badger.Txn, _ *int64) error { return txn.Set(settingKey("name"), v) })
 	}
 	if err == nil && len(v) != len(d.name) {
 		err = errRecord

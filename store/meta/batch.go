@@ -1,6 +1,7 @@
 package meta
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -24,7 +25,13 @@ type Batch struct {
 // row is a change; a nil value deletes.
 type row struct{ key, value []byte }
 
+// maxRecord is Badger's threshold: it keeps longer values outside of journals and tables.
+const maxRecord = 1<<20 - 1
+
 func (b *Batch) put(key, value []byte) {
+	if len(value) > maxRecord {
+		b.fail(fmt.Errorf("record of %d bytes: %w", len(value), ErrTooLarge))
+	}
 	b.adds = true
 	b.rows = append(b.rows, row{key, value})
 	b.size += len(key) + len(value) + rowOverhead
@@ -198,21 +205,23 @@ func (d *DB) commitGroup(group []*request) {
 		return
 	}
 	full := d.Room(0)
-	kept, size := group[:0], int64(0)
+	kept := group[:0]
 	for _, r := range group {
 		if r.batch.adds && full != nil {
 			r.reply <- fmt.Errorf("commit: %w", full)
 			continue
 		}
 		kept = append(kept, r)
-		size += int64(r.batch.size)
 	}
 	if len(kept) == 0 {
 		return
 	}
 	err := error(nil)
 	if full != nil {
-		err = d.roomToShrink(size)
+		err = d.roomToShrink()
+	}
+	if err == nil {
+		err = d.roomToCommit()
 	}
 	if err == nil {
 		err = d.commit(kept)
@@ -224,26 +233,60 @@ func (d *DB) commitGroup(group []*request) {
 }
 
 func (d *DB) commit(group []*request) error {
-	txn := d.badger.NewTransaction(true)
-	defer txn.Discard()
-	for _, r := range group {
-		for _, w := range r.batch.rows {
-			if err := write(txn, w); err != nil {
-				return fmt.Errorf("commit: %w", err)
+	err := d.transact(func(txn *badger.Txn, objects *int64) error {
+		for _, r := range group {
+			d.filling.rows += int64(r.batch.size)
+			for _, w := range r.batch.rows {
+				if err := write(txn, w, objects); err != nil {
+					return err
+				}
 			}
 		}
-	}
-	if err := failpoint.Err("meta/commit/begin"); err != nil {
+		return failpoint.Err("meta/commit/begin")
+	})
+	if err != nil {
 		return fmt.Errorf("commit: %w", err)
-	}
-	if err := txn.Commit(); err != nil {
-		return fmt.Errorf("commit: %w", d.unknown(err))
 	}
 	failpoint.Hit("meta/commit/durable")
 	return nil
 }
 
-func write(txn *badger.Txn, w row) error {
+// transact makes durable what fn writes, and notes that it is. There is never more than one at a time: journals are judged
+// by that (journal.go).
+func (d *DB) transact(fn func(txn *badger.Txn, objects *int64) error) error {
+	txn := d.badger.NewTransaction(true)
+	defer txn.Discard()
+	objects := d.objects
+	if err := fn(txn, &objects); err != nil {
+		return err
+	}
+	row := binary.LittleEndian.AppendUint64(nil, d.acknowledged.Load())
+	row = binary.LittleEndian.AppendUint64(row, uint64(objects))
+	if err := txn.Set(settingKey(commitName), row); err != nil {
+		return err
+	}
+	d.filling.rows += 2 * rowOverhead
+	version := txn.ReadTs() + 1
+	if err := txn.Commit(); err != nil {
+		return d.unknown(err)
+	}
+	d.acknowledged.Store(version)
+	d.objects = objects
+	select {
+	case d.committed <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+func write(txn *badger.Txn, w row, objects *int64) error {
+	if w.key[0] == tableObjects {
+		change, err := changeOf(txn, w)
+		if err != nil {
+			return err
+		}
+		*objects += change
+	}
 	err := error(nil)
 	if w.value == nil {
 		err = txn.Delete(w.key)
@@ -254,4 +297,20 @@ func write(txn *badger.Txn, w row) error {
 		return ErrTooLarge
 	}
 	return err
+}
+
+// changeOf returns how many rows more there are after a change.
+func changeOf(txn *badger.Txn, w row) (int64, error) {
+	_, err := txn.Get(w.key)
+	there := err == nil
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		err = nil
+	}
+	switch {
+	case w.value == nil && there:
+		return -1, err
+	case w.value != nil && !there:
+		return 1, err
+	}
+	return 0, err
 }

@@ -15,23 +15,23 @@ import (
 
 // checkTables reads all tables that the manifest lists, before Badger does: it trusts offsets that it reads, in goroutines
 // of its own, whose panics end the process. A database without manifest has no tables. While a database is open, tables that the
-// manifest lists may have just been deleted.
+// manifest lists may have just been deleted. It returns the newest version that they have.
 //
 // A table is blocks, index (a flat buffer that says where each block is), length of the index u32, its checksum, length of that u32;
 // a block is entries, their offsets, their number u32, checksum, length of that u32. All numbers are big-endian.
-func checkTables(dir string, open bool) error {
+func checkTables(dir string, open bool) (newest uint64, err error) {
 	listed, err := listTables(dir)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for id := range listed {
 		name := table.NewFilename(id, dir)
-		err := checkTable(name)
+		version, err := checkTable(name)
 		if err != nil && open {
 			// A table is first taken out of the manifest, then cut, then removed.
 			now, listErr := listTables(dir)
 			if listErr != nil {
-				return listErr
+				return 0, listErr
 			}
 			if _, still := now[id]; !still {
 				continue
@@ -39,12 +39,13 @@ func checkTables(dir string, open bool) error {
 		}
 		switch {
 		case errors.Is(err, os.ErrNotExist), errors.Is(err, errTable):
-			return fmt.Errorf("%w: table %s: %w", ErrDamaged, filepath.Base(name), err)
+			return 0, fmt.Errorf("%w: table %s: %w", ErrDamaged, filepath.Base(name), err)
 		case err != nil:
-			return err
+			return 0, err
 		}
+		newest = max(newest, version)
 	}
-	return nil
+	return newest, nil
 }
 
 // listTables returns the tables that the manifest lists.
@@ -67,10 +68,10 @@ func listTables(dir string) (map[uint64]badger.TableManifest, error) {
 // errTable says that a table's bytes are not those that were written.
 var errTable = errors.New("its bytes have changed")
 
-func checkTable(name string) (err error) {
+func checkTable(name string) (newest uint64, err error) {
 	data, err := os.ReadFile(name) // a few MiB
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer func() {
 		if r := recover(); r != nil { // an index with a right checksum and wrong contents
@@ -79,31 +80,31 @@ func checkTable(name string) (err error) {
 	}()
 	body, sum, err := cutChecksum(data)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if len(body) < 4 {
-		return errTable
+		return 0, errTable
 	}
 	body, size := body[:len(body)-4], int(binary.BigEndian.Uint32(body[len(body)-4:]))
 	if size < 8 || size > len(body) || checksum(body[len(body)-size:]) != sum {
-		return fmt.Errorf("%w: index", errTable)
+		return 0, fmt.Errorf("%w: index", errTable)
 	}
 	blocks, index := body[:len(body)-size], fb.GetRootAsTableIndex(body[len(body)-size:], 0)
 	var at fb.BlockOffset
 	for i := range index.OffsetsLength() {
 		if !index.Offsets(&at, i) {
-			return errTable
+			return 0, errTable
 		}
 		start, end := uint64(at.Offset()), uint64(at.Offset())+uint64(at.Len())
 		if end > uint64(len(blocks)) {
-			return fmt.Errorf("%w: offset of block %d", errTable, i)
+			return 0, fmt.Errorf("%w: offset of block %d", errTable, i)
 		}
 		block, sum, err := cutChecksum(blocks[start:end])
 		if err != nil || checksum(block) != sum {
-			return fmt.Errorf("%w: block %d", errTable, i)
+			return 0, fmt.Errorf("%w: block %d", errTable, i)
 		}
 	}
-	return nil
+	return index.MaxVersion(), nil
 }
 
 // cutChecksum splits what ends with a checksum and its length.
@@ -137,3 +138,36 @@ func decodeChecksum(b []byte) (sum uint64, err error) {
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func checksum(b []byte) uint64 { return uint64(crc32.Checksum(b, castagnoli)) }
+
+// countObjects counts the rows of objects, and refuses fewer or more than the last transaction knew.
+func (d *DB) countObjects() error {
+	return d.badger.View(func(txn *badger.Txn) error {
+		d.acknowledged.Store(txn.ReadTs())
+		it := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{tableObjects}})
+		defer it.Close()
+		for it.Rewind(); it.ValidForPrefix([]byte{tableObjects}); it.Next() {
+			d.objects++
+		}
+		return checkCount(txn, d.objects)
+	})
+}
+
+// checkCount compares a number of objects with what the last transaction knew. Older databases know none.
+func checkCount(txn *badger.Txn, objects int64) error {
+	item, err := txn.Get(settingKey(commitName))
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return item.Value(func(v []byte) error {
+		if len(v) != 16 {
+			return errRecord
+		}
+		if known := int64(binary.LittleEndian.Uint64(v[8:])); known != objects {
+			return fmt.Errorf("%w: it has the rows of %d objects, and should have %d", ErrDamaged, objects, known)
+		}
+		return nil
+	})
+}

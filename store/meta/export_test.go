@@ -5,3 +5,6 @@ func Unknown(d *DB, err error) { d.unknown(err) }
 
 // CloseBadger closes what Close leaves open.
 func CloseBadger(d *DB) error { return d.badger.Close() }
+
+// DropPrefix has Badger throw rows away.
+func DropPrefix(d *DB, prefix []byte) error { return d.badger.DropPrefix(prefix) }

@@ -10,7 +10,8 @@
 //
 //	table  key                                 record
 //	0x01   settings: name                      raw bytes ("schema" = u32, "dir" = logical store directory, "name" = 16 random
-//	                                           bytes, "backup" = u64, number of the last backup that was begun; see backup.go)
+//	                                           bytes, "backup" = u64, number of the last backup that was begun; see backup.go;
+//	                                           "commit" = version acknowledged before this one, number of objects: u64; see journal.go)
 //	0x02   objects: object                     flags u8, narHash [32], narSize u64, registered i64, name,
 //	                                           [deriver: object, name], [CA: method u8, algorithm u8, digest], [seal [32]],
 //	                                           references: u32 × object, signatures: u16 × string
@@ -35,16 +36,29 @@
 //   - A batch is atomic and durable (Options.NoSync: only atomic) when Commit returns nil. Batches that wait at the same time share one
 //     synced transaction: a single goroutine commits (Badger itself does one msync per transaction).
 //   - A batch above MaxBatch bytes is refused; whoever has more splits it in the order above.
-//   - Badger writes through memory maps, so that a full disk kills the process with SIGBUS. Hence no
+//   - Badger writes through memory maps of sparse files, so that a full disk kills the process with SIGBUS. Hence journals, the present
+//     and the next, have their place on the disk before they are written to (space.go). No
 //     batch is tried below the reserve of free space or of inodes (ErrNoSpace). Batches that only delete may use the
-//     reserve, into pages that are allocated first; a ballast of bytes and inodes is given up when even that is gone,
-//     and is made again, in part if need be, before anything is added. Nothing is opened or closed without
-//     room for the tables that Badger writes then.
-//   - Badger cannot take back a transaction whose flush fails: it is in memory, and perhaps on the disk. Hence a byte is written
+//     reserve; a ballast of bytes and inodes is given up when even that is gone,
+//     and is made again, in part if need be, before anything is added. Nothing is opened or closed, and no full journal left for the next,
+//     without room for the tables that Badger writes then. What remains: a table is made by Badger alone, from some milliseconds after that look at
+//     the room on, and a compaction when it likes. When another program takes all that is left in those moments, reserve and ballast, the
+//     process dies, and has lost nothing that was acknowledged. Where a file system writes what it overwrites to another place (btrfs, unless told
+//     otherwise), that is so for journals, too.
+//   - Badger cannot take back a transaction whose flush fails: it is in memory, and perhaps on the disk. Hence something is written
 //     before each, which a file system that is read-only or has gone down refuses, without harm; and if the flush fails all the same, nothing
 //     more is committed by this process (ErrBroken; broken.go).
 //   - Badger ends a scan early at a block whose checksum is wrong, without an error, and whoever scans would take the
 //     rows behind it for deleted. Hence all blocks are checked before the database is opened (ErrDamaged; check.go).
+//   - Badger ends a journal at the first bytes that are not those written, and whoever opens it would miss what was acknowledged
+//     behind them. Hence journals are read before, and damage is told from what a power cut leaves (ErrDamaged; journal.go): each
+//     transaction says which one was acknowledged before it, and a witness (witness.go) says it of the last one, at most a second late. So what is
+//     lost is noticed, be it a bit, a page, a journal, a table or the end of the manifest, but for one case: damage that meets only
+//     transactions of the last second before the end of the process, and nothing before or behind them. Those are taken for
+//     unfinished; Torn says so, and who asks it keeps what has no row. With NoSync journals are not checked.
+//   - Badger's compaction goes on without a table that it could not make (for want of an inode or a handle, or after an I/O
+//     error), and its rows are gone without a word. Hence each transaction says how many objects there are. They are counted when the database is
+//     opened and when it is backed up; other rows than those of objects are only as safe as Badger.
 //   - A backup (backup.go) is what the rows were at one moment, and is believed as a whole or not at all.
 //   - One process. The directory is locked.
 //
@@ -53,7 +67,7 @@
 // Badger writes to a memtable, an arena of a third more than Options.MemTableSize on the Go heap and a mapped journal; when it is full, the next
 // is begun and the old one becomes a table on disk. So two arenas live while much is written, 42 MiB by default, four at most, and their garbage as long
 // as Go lets it be. Whoever commits waits while an arena is made and cleared, which takes the longer the larger it is. Batches, objects
-// and leases are bounded by it, too: an object may have some 100,000 references. Tables are mapped, and read without a cache.
+// and leases are bounded by it, too: an object may have some 50,000 references. Tables are mapped, and read without a cache.
 //
 // Values stay below Badger's value threshold; the value log holds nothing and needs no collection.
 // Space of deleted rows comes back by compaction.
@@ -66,6 +80,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -73,6 +88,7 @@ import (
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
+	"golang.org/x/sys/unix"
 
 	"cairn/store"
 )
@@ -142,50 +158,90 @@ type DB struct {
 	tables atomic.Int64 // bytes, as measured last
 	looked time.Time    // when; of the committing goroutine, as is what follows
 
-	journal journal
-	probe   *os.File // broken.go
-	broken  error    // why nothing is written any more
+	witness      *os.File      // witness.go
+	acknowledged atomic.Uint64 // the version of the last transaction that was
+	committed    chan struct{} // tells flushLoop; full while it has something to do
+	flushed      chan struct{} // closed when flushLoop has ended
+	torn         bool          // Torn
+	filling      filling       // space.go
+	objects      int64         // rows of objects
+	broken       error         // why nothing is written any more
 }
 
 // Open opens or makes the database in the directory dir for a store with the logical directory storeDir.
 func Open(dir string, storeDir store.Dir, opts *Options) (*DB, error) {
-	d := &DB{dir: dir, store: storeDir, opts: withDefaults(opts), requests: make(chan *request, 256), done: make(chan struct{})}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("open database: %w", err)
-	}
-	var err error
-	if d.place, err = os.Stat(dir); err != nil {
-		return nil, fmt.Errorf("open database: %w", err)
-	}
-	if err := d.roomToOpen(); err != nil {
-		return nil, fmt.Errorf("open database %s: %w", dir, err)
-	}
-	if err := checkTables(dir, false); err != nil {
-		return nil, fmt.Errorf("open database %s: %w", dir, err)
-	}
-	if err := d.openBadger(); err != nil {
-		return nil, fmt.Errorf("open database %s: %w", dir, err)
-	}
-	if err := d.checkSettings(); err != nil {
-		d.badger.Close()
-		return nil, fmt.Errorf("open database %s: %w", dir, err)
-	}
-	if err := d.readName(); err != nil {
-		d.badger.Close()
-		return nil, fmt.Errorf("open database %s: %w", dir, err)
-	}
-	if err := SyncDir(dir); err != nil {
-		d.badger.Close()
-		return nil, fmt.Errorf("open database %s: %w", dir, err)
-	}
-	if err := d.openProbe(); err != nil {
-		d.badger.Close()
+	d := &DB{dir: dir, store: storeDir, opts: withDefaults(opts), requests: make(chan *request, 256), done: make(chan struct{}), committed: make(chan struct{}, 1), flushed: make(chan struct{})}
+	if err := d.open(); err != nil {
+		if d.badger != nil {
+			d.waitForBadger()
+		}
 		return nil, fmt.Errorf("open database %s: %w", dir, err)
 	}
 	d.lookAfter()
 	go d.run()
+	go d.flushLoop()
 	return d, nil
 }
+
+func (d *DB) open() (err error) {
+	if err := os.MkdirAll(d.dir, 0o755); err != nil {
+		return err
+	}
+	if d.place, err = os.Stat(d.dir); err != nil {
+		return err
+	}
+	written, err := d.check()
+	if err != nil {
+		return err
+	}
+	if err := removeEmpty(d.dir); err != nil {
+		return err
+	}
+	if err := d.roomToOpen(written); err != nil {
+		return err
+	}
+	if err := d.openBadger(); err != nil {
+		return err
+	}
+	for _, name := range journalNames(d.dir) {
+		d.filling.number = journalNumber(name)
+	}
+	if err := d.secure(); err != nil && !full(err) {
+		return err
+	}
+	if err := d.countObjects(); err != nil {
+		return err
+	}
+	if err := d.checkSettings(); err != nil {
+		return err
+	}
+	if err := d.readName(); err != nil {
+		return err
+	}
+	if err := SyncDir(d.dir); err != nil {
+		return err
+	}
+	return d.openWitness()
+}
+
+// check looks for damage before Badger sees the files, and returns how much is in the journals.
+func (d *DB) check() (written int64, err error) {
+	known, err := checkTables(d.dir, false)
+	if err != nil || d.opts.NoSync { // whose journals may be anything after a power cut
+		return 0, err
+	}
+	j, err := checkJournals(d.dir, known)
+	if err != nil {
+		return 0, err
+	}
+	if d.torn, err = j.cutOff(); d.torn {
+		d.opts.Logger.Warn("database: a transaction was not finished and is left out; nobody was told that it was done", "dir", d.dir)
+	}
+	return j.bytes(), err
+}
+
+// Torn reports whether an unfinished transaction was left out when the database was opened.
+func (d *DB) Torn() bool { return d.torn }
 
 // Exists reports whether there is a database in the directory dir, whole or not.
 func Exists(dir string) (bool, error) {
@@ -228,6 +284,9 @@ func (d *DB) openBadger() error {
 		if err = d.tryBadger(); err == nil {
 			return nil
 		}
+		if strings.Contains(err.Error(), unix.ENOSPC.Error()) { // Badger hides causes
+			return fmt.Errorf("%w: %w; make room", ErrNoSpace, err)
+		}
 		d.opts.Logger.Warn("open database: trying again", "dir", d.dir, "error", err)
 	}
 	if _, system := errors.AsType[syscall.Errno](err); system {
@@ -243,7 +302,10 @@ func (d *DB) tryBadger() (err error) {
 			err = fmt.Errorf("read tables: %v", r)
 		}
 	}()
-	d.badger, err = badger.Open(d.badgerOptions())
+	db, err := badger.Open(d.badgerOptions())
+	if err == nil { // else there is none, whatever it returns
+		d.badger = db
+	}
 	return err
 }
 
@@ -253,7 +315,7 @@ func (d *DB) badgerOptions() badger.Options {
 		WithCompression(options.None).WithBlockCacheSize(0).WithIndexCacheSize(0).
 		WithMemTableSize(d.opts.MemTableSize).WithNumMemtables(2).
 		WithNumLevelZeroTables(4).WithNumLevelZeroTablesStall(10).WithNumCompactors(2).
-		WithValueLogFileSize(16 << 20).WithDetectConflicts(false).WithMetricsEnabled(false).
+		WithValueLogFileSize(1 << 20).WithDetectConflicts(false).WithMetricsEnabled(false).
 		WithNumVersionsToKeep(1).WithLogger(logger{d.opts.Logger, &d.quiet})
 }
 
@@ -303,7 +365,7 @@ func (d *DB) checkSettings() error {
 }
 
 func (d *DB) writeSettings() error {
-	return d.badger.Update(func(txn *badger.Txn) error {
+	return d.transact(func(txn *badger.Txn, _ *int64) error {
 		if err := txn.Set(settingKey("dir"), []byte(d.store)); err != nil {
 			return err
 		}
@@ -324,9 +386,11 @@ func (d *DB) Close() error {
 		close(d.requests)
 		d.mu.Unlock()
 		<-d.done
+		close(d.committed)
+		<-d.flushed
 		err = d.closeBadger()
-		if d.probe != nil {
-			d.probe.Close()
+		if d.witness != nil {
+			d.witness.Close()
 		}
 	})
 	if err != nil {
@@ -358,7 +422,30 @@ func (d *DB) closeBadger() error {
 	if err := d.roomToClose(); err != nil {
 		return err
 	}
-	return d.badger.Close()
+	if err := d.waitForBadger(); err != nil {
+		return err
+	}
+	if err := removeEmpty(d.dir); err != nil { // the journal that was to come next
+		return err
+	}
+	return d.flushWitness()
+}
+
+// waitForBadger closes Badger, which tries again and again to write its tables, until there is no room for them.
+func (d *DB) waitForBadger() error {
+	written := d.unflushed()
+	closed := make(chan error, 1)
+	go func() { closed <- d.badger.Close() }()
+	for {
+		select {
+		case err := <-closed:
+			return err
+		case <-time.After(time.Second):
+			if err := d.roomFor(min(written, d.opts.MemTableSize)+minRoom/4, 1); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 // closeDeleted gives Badger, which tries for ever, a directory while it closes.
@@ -374,7 +461,7 @@ func (d *DB) closeDeleted() error {
 		return err
 	}
 	d.quiet.Store(true)
-	d.badger.Close() // complains of files that are gone
+	d.waitForBadger() // complains of files that are gone
 	err := os.RemoveAll(d.dir)
 	for dir := d.dir; dir != made && err == nil; {
 		dir = filepath.Dir(dir)

@@ -6,7 +6,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -96,95 +95,117 @@ func (d *DB) measure() {
 	d.tables.Store(sum)
 }
 
-// written returns the bytes that the memtable files hold on disk: what Badger will write again as a table
-// when it opens, closes, or changes to a new memtable.
-func (d *DB) written() int64 {
-	names, _ := filepath.Glob(filepath.Join(d.dir, "*.mem"))
-	var sum int64
-	for _, name := range names {
-		var st unix.Stat_t
-		if unix.Stat(name, &st) == nil {
-			sum += st.Blocks * 512
-		}
-	}
-	return sum
+// Journals. Badger begins the next when one is full, in the midst of a commit: it opens a file of the next number, which may be there if it
+// is empty, makes it twice as long as a memtable, and writes to it through a map. Hence an empty file of that name is kept ready that
+// has its inode and its place on the disk already.
+
+// journalRoom is the place of a journal: what makes it full, and the transaction that comes then.
+func (d *DB) journalRoom() int64 { return d.opts.MemTableSize * 5 / 4 }
+
+// filling is the journal that Badger writes to.
+type filling struct {
+	number  int
+	rows    int64 // bytes, at least as many as Badger counts until it begins the next
+	secured bool  // has its place on the disk
 }
 
-// roomToOpen gives up the ballast when Badger might not get through its opening without it.
-func (d *DB) roomToOpen() error {
-	if d.roomFor(d.opts.Reserve, reserveInodes) == nil {
-		return nil
-	}
-	return d.makeRoom(d.written() + minRoom)
+func (d *DB) journalName(number int) string {
+	return filepath.Join(d.dir, fmt.Sprintf("%05d.mem", number))
 }
 
-// roomToClose is for the table that Badger writes when it closes.
-func (d *DB) roomToClose() error { return d.makeRoom(d.written() + minRoom/4) }
-
-// roomToShrink is for batches that only delete: they may use the reserve and then the ballast. The pages of the journal that
-// they are written to are allocated first, so that nobody can take the space from under Badger, which would be its death.
-func (d *DB) roomToShrink(bytes int64) error {
-	need := int64(minRoom / 4)
-	if w := d.written(); w > d.opts.MemTableSize*3/4 {
-		need = w + minRoom
+// secure has the journal's place and the next journal ready.
+func (d *DB) secure() error {
+	next := d.journalName(d.filling.number + 1)
+	fi, err := os.Stat(next)
+	if err == nil && fi.Size() > 0 { // Badger has begun it
+		d.filling = filling{number: d.filling.number + 1, secured: true}
+		next = d.journalName(d.filling.number + 1)
+		fi, err = os.Stat(next)
 	}
-	if err := d.makeRoom(need); err != nil {
-		return err
-	}
-	if err := d.secure(2*bytes + 64<<10); err == nil || !errors.Is(err, unix.ENOSPC) {
-		return err
-	}
-	d.dropBallast()
-	if err := d.secure(2*bytes + 64<<10); err != nil {
-		return fmt.Errorf("%w: %w", ErrNoSpace, err)
-	}
-	return nil
-}
-
-// journal is the file that Badger writes to, and how many bytes behind what is written have their place on the disk.
-type journal struct {
-	name  string
-	ahead int64
-}
-
-// secureStep is how much is allocated at a time.
-const secureStep = 4 << 20
-
-// secure allocates place for so many bytes in the newest journal.
-func (d *DB) secure(bytes int64) error {
-	names, _ := filepath.Glob(filepath.Join(d.dir, "*.mem"))
-	if len(names) == 0 {
-		return nil
-	}
-	name := slices.Max(names)
-	if d.journal.name != name || d.journal.ahead < bytes {
-		if err := allocateMore(name, max(bytes, secureStep)); err != nil {
+	if !d.filling.secured {
+		if err := allocate(d.journalName(d.filling.number), os.O_WRONLY, d.journalRoom()); err != nil {
 			return err
 		}
-		d.journal = journal{name, max(bytes, secureStep)}
+		d.filling.secured = true
 	}
-	d.journal.ahead -= bytes
+	if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := allocate(next, os.O_WRONLY|os.O_CREATE|os.O_EXCL, d.journalRoom()); err != nil {
+		os.Remove(next)
+		return err
+	}
 	return nil
 }
 
-// allocateMore allocates what follows the allocated beginning of a sparse file.
-func allocateMore(name string, bytes int64) error {
-	f, err := os.OpenFile(name, os.O_WRONLY, 0)
+// allocate gives the beginning of a file its place on the disk, whether the file is as long or not. Where the file system cannot, it does nothing.
+func allocate(name string, flags int, size int64) error {
+	f, err := os.OpenFile(name, flags, 0o600)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return &os.PathError{Op: "stat", Path: name, Err: err}
+	for {
+		err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, size)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err == nil, errors.Is(err, unix.EOPNOTSUPP):
+			return nil
+		default:
+			return &os.PathError{Op: "allocate", Path: name, Err: err}
+		}
 	}
-	end := min(st.Size, st.Blocks*512+bytes)
-	err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, end)
-	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
-		return &os.PathError{Op: "allocate", Path: name, Err: err}
+}
+
+// nearlyFull reports whether Badger may begin the next journal, and make a table of this one, at the next commit.
+func (d *DB) nearlyFull() bool { return d.filling.rows > d.opts.MemTableSize*3/4 }
+
+// unflushed returns the bytes of journals that are not in tables yet.
+func (d *DB) unflushed() int64 {
+	sum := d.filling.rows
+	for number := d.filling.number - 1; number > 0; number-- {
+		if _, err := os.Stat(d.journalName(number)); err != nil {
+			break
+		}
+		sum += d.opts.MemTableSize
+	}
+	return sum
+}
+
+// roomToCommit reports why a transaction must not be tried: without the journal's place, or, when it may be the last in its journal, without
+// the next one and room for the tables.
+func (d *DB) roomToCommit() error {
+	err := d.secure()
+	if full(err) {
+		d.dropBallast()
+		err = d.secure()
+	}
+	if err != nil && (!d.filling.secured || d.nearlyFull()) {
+		if full(err) {
+			err = fmt.Errorf("%w: %w; collect garbage or make room", ErrNoSpace, err)
+		}
+		return err
+	}
+	if d.nearlyFull() {
+		return d.makeRoom(d.unflushed() + minRoom)
 	}
 	return nil
 }
+
+// roomToOpen gives up the ballast when Badger might not get through its opening without it, which begins a journal, and makes tables
+// of what is written in the old ones.
+func (d *DB) roomToOpen(written int64) error {
+	if d.roomFor(d.opts.Reserve, reserveInodes) == nil {
+		return nil
+	}
+	return d.makeRoom(written + minRoom)
+}
+
+// roomToClose is for the table that Badger writes when it closes.
+func (d *DB) roomToClose() error { return d.makeRoom(d.unflushed() + minRoom/4) }
+
+// roomToShrink is for batches that only delete: they may use the reserve and then the ballast.
+func (d *DB) roomToShrink() error { return d.makeRoom(minRoom / 4) }
 
 // makeRoom checks that so much space is free, and gives up the ballast when it is not.
 func (d *DB) makeRoom(bytes int64) error {

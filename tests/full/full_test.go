@@ -9,7 +9,7 @@
 //   - the daemon, killed with SIGKILL while the disk is full, starts,
 //   - a collection makes room though the disk is full, and the same daemon works again.
 //
-// At the end every object is verified. Then its file systems become read-only, forbidden, or go down (broken_test.go). It needs root, to mount.
+// At the end every object is verified. The database alone is written to while the disk is full again and again (rotate_test.go). Then its file systems become read-only, forbidden, or go down (broken_test.go). It needs root, to mount.
 package full
 
 import (
@@ -45,6 +45,9 @@ func TestMain(m *testing.M) {
 	config.Init()
 	if os.Getenv("CAIRN_FULL_ROLE") == "cli" {
 		os.Exit(cli.Main(os.Args))
+	}
+	if os.Getenv("CAIRN_FULL_ROLE") == "writer" {
+		os.Exit(write(os.Args[1], os.Args[2]))
 	}
 	os.Exit(m.Run())
 }
