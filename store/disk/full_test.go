@@ -107,8 +107,7 @@ func TestFullDisk(t *testing.T) {
 	verify(t, s)
 }
 
-// TestCloseFullDisk closes a store on a disk so full that not even the ballast helped, and opens it again when
-// there is room. Without care, the database would kill the process here.
+// TestCloseFullDisk closes a store on a disk so full that not even the ballast helped, and opens it again, full as it is. Without care, the database would kill the process here.
 func TestCloseFullDisk(t *testing.T) {
 	root := smallDisk(t, "256m")
 	l, err := disk.NewLayout(root, nil)
@@ -123,18 +122,19 @@ func TestCloseFullDisk(t *testing.T) {
 	if out, err := child.CombinedOutput(); err != nil {
 		t.Fatalf("child: %v\n%.4000s", err, out)
 	}
-	if _, err := disk.Open(t.Context(), l, nil); !errors.Is(err, disk.ErrNoSpace) {
-		t.Fatalf("open on a full disk: %v", err)
+	s := open(t, l) // in the place that the journals had
+	if paths, _ := s.Count(); paths != 1 {
+		t.Errorf("%d paths, want the one that is left", paths)
+	}
+	if _, err := s.AddStream(t.Context(), "small", store.Text, store.SHA256, nil, strings.NewReader("x")); !errors.Is(err, disk.ErrNoSpace) {
+		t.Errorf("small addition to a full disk: %v", err)
 	}
 	for _, hog := range []string{"hog0", "hog1", "hog2"} {
 		if err := os.Remove(filepath.Join(root, hog)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	s := open(t, l)
-	if paths, _ := s.Count(); paths != 1 {
-		t.Errorf("%d paths, want the one that is left", paths)
-	}
+	text(t, s, "small", "x")
 }
 
 // fullRoot tells the child of TestCloseFullDisk where its store is.
