@@ -145,7 +145,7 @@ func TestJournalDamage(t *testing.T) {
 	dead = killed(t, dir)
 	name = journal(t, dead)
 	whole = read(t, name)
-	for at := 20; at < last; at += 101 { // what is behind the header, which is all zeros but for a number that nobody needs
+	for at := 20; at < last; at += 211 { // what is behind the header, which is all zeros but for a number that nobody needs
 		b := slices.Clone(whole)
 		b[at] ^= 0x10
 		write(t, name, b)
