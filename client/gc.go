@@ -110,13 +110,26 @@ func (c *Conn) json(ctx context.Context, k *call, request, answer any) error {
 	return nil
 }
 
-// Check verifies the store or some paths, and repairs them if asked to; obs, which may be nil, is told the progress.
-func (c *Conn) Check(ctx context.Context, req *protocol.VerifyRequest, obs Observer) (*protocol.VerifyResult, error) {
+// Check verifies the store or some paths, and repairs them if asked to; obs, which may be nil, is told the progress. planned, which may be nil, is
+// told what will be done about a finding, before anything is; by another goroutine.
+func (c *Conn) Check(ctx context.Context, req *protocol.VerifyRequest, obs Observer, planned func(protocol.Finding)) (*protocol.VerifyResult, error) {
+	if planned != nil && req.Repair {
+		mine := *req
+		mine.Plan = true
+		req = &mine
+	}
 	r := &protocol.VerifyResult{}
 	findings := []protocol.Finding{}
+	take := func(f protocol.Finding) {
+		if !f.Planned {
+			findings = append(findings, f)
+		} else if planned != nil {
+			planned(f)
+		}
+	}
 	lines, writer := io.Pipe()
 	done := make(chan error, 1)
-	go func() { done <- readFindings(lines, &findings) }()
+	go func() { done <- readFindings(lines, take) }()
 	err := c.json(ctx, &call{op: protocol.OpVerify, what: "verify the store", obs: obs, chunk: writeTo(writer)}, req, r)
 	writer.Close()
 	if bad := <-done; err == nil && bad != nil {
@@ -127,7 +140,7 @@ func (c *Conn) Check(ctx context.Context, req *protocol.VerifyRequest, obs Obser
 }
 
 // readFindings decodes what comes through a pipe, to its end.
-func readFindings(lines *io.PipeReader, list *[]protocol.Finding) error {
+func readFindings(lines *io.PipeReader, take func(protocol.Finding)) error {
 	d := json.NewDecoder(lines)
 	for {
 		var f protocol.Finding
@@ -138,8 +151,15 @@ func readFindings(lines *io.PipeReader, list *[]protocol.Finding) error {
 			}
 			return fmt.Errorf("findings: %w", err)
 		}
-		*list = append(*list, f)
+		take(f)
 	}
+}
+
+// Scrub starts, pauses or resumes the verification in the background, or only asks, and returns how it is then.
+func (c *Conn) Scrub(ctx context.Context, req *protocol.ScrubRequest) (*protocol.Scrub, error) {
+	r := &protocol.Scrub{}
+	err := c.json(ctx, &call{op: protocol.OpScrub, what: "scrub"}, req, r)
+	return r, err
 }
 
 // Optimise makes equal files of the store hard links; obs, which may be nil, is told the progress.

@@ -282,15 +282,26 @@ func (x *session) narFromPath(ctx context.Context, p store.Path) (reply, error) 
 	return x.nars(ctx, []store.Path{p})
 }
 
+// sendable says why some of the objects cannot be sent, while the client can still be told: within a reply an error ends the session.
+func (x *session) sendable(paths []store.Path) error {
+	for _, p := range paths {
+		if !x.server.store.IsValid(p) {
+			return fmt.Errorf("path %s: %w", p, store.ErrNotValid)
+		}
+		if err := x.server.store.Damage(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // nars replies many archives at once, so that a closure takes one question.
 func (x *session) nars(ctx context.Context, paths []store.Path) (reply, error) {
 	if err := x.hold(paths...); err != nil {
 		return nil, err
 	}
-	for _, p := range paths {
-		if !x.server.store.IsValid(p) {
-			return nil, fmt.Errorf("path %s: %w", p, store.ErrNotValid)
-		}
+	if err := x.sendable(paths); err != nil {
+		return nil, err
 	}
 	return func(e *protocol.Encoder) error {
 		for _, p := range paths {

@@ -250,13 +250,17 @@ func ownPath(d *derivation.Derivation, claimed store.Path) (store.Path, error) {
 	return d.Path(claimed.Dir())
 }
 
-// ensurePath fetches a path that is not valid.
+// ensurePath fetches a path that is not valid, and mends what is damaged of one that is.
 func (x *session) ensurePath(ctx context.Context, p store.Path) (reply, error) {
 	if err := x.hold(p); err != nil {
 		return nil, err
 	}
 	if x.server.store.IsValid(p) {
-		return one, nil
+		bad, err := x.server.store.DamagedIn(p)
+		if err != nil || len(bad) == 0 {
+			return one, err
+		}
+		return one, x.fetch(ctx, []store.Path{p})
 	}
 	err := x.fetch(ctx, []store.Path{p})
 	if err != nil && ctx.Err() == nil {

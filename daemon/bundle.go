@@ -91,6 +91,9 @@ func (x *session) exportBundle(ctx context.Context, q bundleRequest) (reply, err
 			return nil, err
 		}
 	}
+	if err := x.sendable(paths); err != nil {
+		return nil, err
+	}
 	infos, err := x.infos(ctx, paths)
 	if err != nil {
 		return nil, err
@@ -126,6 +129,9 @@ func readExport(d *protocol.Decoder) store.Path {
 
 // exportPath sends one object of an export stream, for clients of long ago: the stream without its frame.
 func (x *session) exportPath(ctx context.Context, p store.Path) (reply, error) {
+	if err := x.sendable([]store.Path{p}); err != nil {
+		return nil, err
+	}
 	w := &middle{w: x.tunnel, skip: 8}
 	if err := archive.WriteExport(ctx, w, x.server.store, []store.Path{p}); err != nil {
 		return nil, err

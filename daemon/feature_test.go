@@ -117,7 +117,7 @@ func (g *grown) tasks(t *testing.T) []task {
 			return text, err
 		}},
 		{protocol.OpVerify, false, func(c *client.Conn) (string, error) {
-			r, err := c.Check(ctx, &protocol.VerifyRequest{Contents: true}, nil)
+			r, err := c.Check(ctx, &protocol.VerifyRequest{Contents: true}, nil, nil)
 			return fmt.Sprint(r.Left), err
 		}},
 		{protocol.OpOptimise, false, func(c *client.Conn) (string, error) {
@@ -132,6 +132,13 @@ func (g *grown) tasks(t *testing.T) []task {
 		{protocol.OpQueryClosurePaths, true, func(c *client.Conn) (string, error) {
 			paths, err := c.ClosurePaths(ctx, []store.Path{g.b, g.a})
 			return fmt.Sprint(paths), err
+		}},
+		{protocol.OpScrub, false, func(c *client.Conn) (string, error) {
+			s, err := c.Scrub(ctx, &protocol.ScrubRequest{})
+			if err != nil {
+				return "", err
+			}
+			return string(s.State), err
 		}},
 		{protocol.OpRoots, false, func(c *client.Conn) (string, error) {
 			_, err := c.Roots(ctx)
@@ -267,7 +274,7 @@ func TestOlderClients(t *testing.T) {
 // TestUnknownFields sends requests of clients that are newer: they want something that this daemon would leave undone.
 func TestUnknownFields(t *testing.T) {
 	r := start(t, nil)
-	for _, op := range []protocol.Op{protocol.OpCollectGarbage2, protocol.OpVerify, protocol.OpAddRoot, protocol.OpDeleteRoots} {
+	for _, op := range []protocol.Op{protocol.OpCollectGarbage2, protocol.OpVerify, protocol.OpScrub, protocol.OpAddRoot, protocol.OpDeleteRoots} {
 		c := r.raw(38, protocol.FeatureCairn)
 		c.send(op, func(e *protocol.Encoder) { e.Text(`{"gently":true}`) })
 		m := c.next()

@@ -108,6 +108,7 @@ var operations = []operation{
 	{op: protocol.OpOptimise, name: "Optimise", verb: archive.Verify, feature: protocol.FeatureCairn, long: true, handle: on(none, (*session).optimise)},
 	{op: protocol.OpNARs, name: "NARs", verb: archive.Connect, feature: protocol.FeatureCairn, handle: on((*protocol.Decoder).PathList, (*session).nars)},
 	{op: protocol.OpQueryClosurePaths, name: "QueryClosurePaths", verb: archive.Connect, feature: protocol.FeatureCairn, handle: on((*protocol.Decoder).Paths, (*session).queryClosurePaths)},
+	{op: protocol.OpScrub, name: "Scrub", verb: archive.Verify, feature: protocol.FeatureCairn, long: true, handle: on(readJSON, (*session).scrub)},
 	{op: protocol.OpRoots, name: "Roots", verb: archive.Connect, feature: protocol.FeatureCairn, long: true, handle: on(none, (*session).roots)},
 	{op: protocol.OpAddRoot, name: "AddRoot", verb: archive.Root, feature: protocol.FeatureCairn, handle: on(readJSON, (*session).addRoot)},
 	{op: protocol.OpDeleteRoots, name: "DeleteRoots", verb: archive.Root, feature: protocol.FeatureCairn, handle: on(readJSON, (*session).deleteRoots)},

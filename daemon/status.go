@@ -46,7 +46,7 @@ func (s *Server) Status(all bool) *protocol.DaemonStatus {
 		}
 	}
 	st.Automatic = s.low.status()
-	st.Scrub = s.scrub()
+	st.Scrub = s.scrubStatus()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st.Draining, st.Connections = s.draining, len(s.sessions)
@@ -57,21 +57,6 @@ func (s *Server) Status(all bool) *protocol.DaemonStatus {
 		st.Sessions = append(st.Sessions, x.activity())
 	}
 	return st
-}
-
-// maxDamaged is how many findings of a scrub a status has; verifying lists all.
-const maxDamaged = 100
-
-func (s *Server) scrub() *protocol.Scrub {
-	state, on := s.store.Scrub()
-	if !on {
-		return nil
-	}
-	r := &protocol.Scrub{Began: state.Began, Finished: state.Finished, Paths: state.Paths, Bytes: state.Bytes, Damaged: []protocol.ScrubFinding{}}
-	for _, f := range state.Findings[:min(len(state.Findings), maxDamaged)] {
-		r.Damaged = append(r.Damaged, protocol.ScrubFinding{Path: f.Path, Kind: string(f.Kind), Text: f.Text, Found: f.Found})
-	}
-	return r
 }
 
 func (x *session) activity() protocol.Busy {

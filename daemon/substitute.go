@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"slices"
 
 	"cairn/archive"
 	"cairn/daemon/build"
@@ -51,13 +52,15 @@ func (x *session) hasSubstitutes(ctx context.Context, p store.Path) (reply, erro
 }
 
 // queryValidPaths fetches what it can first, if the client wants that. What cannot be fetched is not valid; that is no error.
+// Clients ask what they need not send, or may have sent to them: what is damaged is not listed, so that they send it, which mends it.
 func (x *session) queryValidPaths(ctx context.Context, q validQuery) (reply, error) {
 	if q.substitute && x.may(archive.Build) {
 		if err := x.fetchOffered(ctx, q.paths); err != nil {
 			return nil, err
 		}
 	}
-	return replyPaths(x.server.store.ValidPaths(q.paths), nil)
+	s := x.server.store
+	return replyPaths(slices.DeleteFunc(s.ValidPaths(q.paths), func(p store.Path) bool { return s.Damage(p) != nil }), nil)
 }
 
 func (x *session) fetchOffered(ctx context.Context, paths []store.Path) error {

@@ -148,6 +148,7 @@ func readArchivedFile(r io.Reader) (all, contents []byte, err error) {
 type hashes struct {
 	store interface {
 		IsValid(store.Path) bool
+		Damage(store.Path) error
 		RealPath(store.Path) string
 	}
 	mu     sync.Mutex // guards what follows
@@ -195,6 +196,9 @@ func (h *hashes) load(p store.Path) (*derivation.Derivation, error) {
 	h.mu.Unlock()
 	if !h.store.IsValid(p) {
 		return nil, fmt.Errorf("derivation %s: %w", p, store.ErrNotValid)
+	}
+	if err := h.store.Damage(p); err != nil {
+		return nil, err
 	}
 	b, err := os.ReadFile(h.store.RealPath(p))
 	if err != nil {

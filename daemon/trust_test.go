@@ -203,7 +203,7 @@ func requestOf(op protocol.Op, e *protocol.Encoder, p store.Path) (upload []byte
 		e.Text(`{"dryRun":true}`)
 	case protocol.OpAddRoot:
 		e.Text(fmt.Sprintf(`{"path":%q,"ttl":1}`, p))
-	case protocol.OpVerify, protocol.OpDeleteRoots:
+	case protocol.OpVerify, protocol.OpDeleteRoots, protocol.OpScrub:
 		e.Text(`{}`)
 	default:
 		return nil, false

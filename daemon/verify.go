@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -23,7 +24,7 @@ func readVerify(d *protocol.Decoder) *protocol.VerifyRequest {
 
 // verifyStore verifies as Nix's clients ask for it, and tells what is wrong in lines of log.
 func (x *session) verifyStore(ctx context.Context, q *protocol.VerifyRequest) (reply, error) {
-	r, err := x.verifyWith(ctx, q, x.say)
+	r, err := x.verifyWith(ctx, q, x.say, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -36,11 +37,19 @@ func (x *session) verify(ctx context.Context, request string) (reply, error) {
 	if err := decode(request, &q); err != nil {
 		return nil, fmt.Errorf("verify: request: %w", err)
 	}
-	r, err := x.verifyWith(ctx, &q, nil)
-	if err != nil {
+	lines := json.NewEncoder(x.tunnel)
+	var plan func(protocol.Finding)
+	var untold error
+	if q.Repair && q.Plan && !q.DryRun {
+		plan = func(f protocol.Finding) {
+			f.Planned = true
+			untold = errors.Join(untold, lines.Encode(f))
+		}
+	}
+	r, err := x.verifyWith(ctx, &q, nil, plan)
+	if err = errors.Join(err, untold); err != nil {
 		return nil, err
 	}
-	lines := json.NewEncoder(x.tunnel)
 	for _, f := range r.Findings {
 		if err := lines.Encode(f); err != nil {
 			return nil, err
@@ -50,7 +59,7 @@ func (x *session) verify(ctx context.Context, request string) (reply, error) {
 	return replyJSON(r)
 }
 
-func (x *session) verifyWith(ctx context.Context, q *protocol.VerifyRequest, say func(protocol.Verbosity, string)) (*protocol.VerifyResult, error) {
+func (x *session) verifyWith(ctx context.Context, q *protocol.VerifyRequest, say func(protocol.Verbosity, string), plan func(protocol.Finding)) (*protocol.VerifyResult, error) {
 	if q.Repair {
 		if err := x.need(archive.Repair, "verify store: repair"); err != nil {
 			return nil, err
@@ -61,7 +70,7 @@ func (x *session) verifyWith(ctx context.Context, q *protocol.VerifyRequest, say
 	defer x.tunnel.send(&protocol.Message{Kind: protocol.KindStop, ID: id})
 	var told atomic.Int64 // when, in nanoseconds since began
 	began := time.Now()
-	v := &build.Verification{Say: say, Progress: func(p build.VerifyProgress) {
+	v := &build.Verification{Say: say, Plan: plan, Progress: func(p build.VerifyProgress) {
 		now, last := int64(time.Since(began)), told.Load()
 		if p.Done < p.Total && (now-last < int64(progressEvery) || !told.CompareAndSwap(last, now)) {
 			return

@@ -20,8 +20,8 @@ func newDaemonStatusCmd(env *Env) *cobra.Command {
 		Long: `Say what the running daemon is, how much its store has, and what its clients do. What
 others do is told to those who may inspect ('cairn acl --help').
 
-It also says how far the daemon is with reading all objects in the background, which
-the settings scrub-interval and scrub-rate are about, and which of them are damaged.`,
+It also says how far the daemon is with reading all objects in the background (see
+'cairn store scrub --help'), and which of them are known to be damaged.`,
 		Example: `  cairn daemon status
   cairn daemon status --root ~/try --json`,
 		Args: cobra.NoArgs,
@@ -72,7 +72,7 @@ func (e *Env) printStatus(st *protocol.DaemonStatus) error {
 	if st.Automatic != nil {
 		e.printf("automatic collection: %s\n", automatic(st.Automatic))
 	}
-	e.printScrub(st)
+	e.printScrub(st.Scrub)
 	e.printf("clients: %d\n", st.Connections)
 	if len(st.Sessions) == 0 {
 		return nil
@@ -115,23 +115,4 @@ func automatic(a *protocol.AutoCollection) string {
 		text += "; space is still low, next try after " + a.Next.Format(time.TimeOnly)
 	}
 	return text
-}
-
-// printScrub says how far the verification in the background is, and what it has found.
-func (e *Env) printScrub(st *protocol.DaemonStatus) {
-	s := st.Scrub
-	switch {
-	case s == nil:
-		e.printf("scrub: off (scrub-interval = 0)\n")
-		return
-	case s.Finished.IsZero():
-		e.printf("scrub: %d of %s read since %s\n", s.Paths, count(st.Paths, "object"), s.Began.Format(time.DateTime))
-	case s.Paths == 0:
-		e.printf("scrub: none yet\n")
-	default:
-		e.printf("scrub: %s, %s, ended %s\n", count(s.Paths, "object"), formatSize(s.Bytes), s.Finished.Format(time.DateTime))
-	}
-	for _, f := range s.Damaged {
-		e.printf("  damaged: %s: %s; to mend it: cairn store repair %s\n", f.Path, stripEscapes(f.Text), f.Path)
-	}
 }

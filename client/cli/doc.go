@@ -368,8 +368,8 @@
 // Say what the running daemon is, how much its store has, and what its clients do. What
 // others do is told to those who may inspect ('cairn acl --help').
 //
-// It also says how far the daemon is with reading all objects in the background, which
-// the settings scrub-interval and scrub-rate are about, and which of them are damaged.
+// It also says how far the daemon is with reading all objects in the background (see
+// 'cairn store scrub --help'), and which of them are known to be damaged.
 //
 //	cairn daemon status [flags]
 //	  --json                       print JSON
@@ -860,17 +860,20 @@
 //
 // # cairn store repair
 //
-// Read objects, and replace the files of those that are damaged or gone: from a cache
-// that has the same, else by building again what made them. Whoever reads an object
-// meanwhile sees the old files or the new ones. References come first.
+// Read objects, and replace the files of those that are damaged or gone, by what comes
+// first of: an equal object of the store, a cache that has the same, building or
+// fetching again what made them. Whoever reads an object meanwhile sees the old files or
+// the new ones. References come first; what cannot be mended does not keep the rest
+// from it.
 //
-// Each object's outcome is listed; the exit code is 1 if anything is left, and
-// --dry-run only lists what is wrong and where new files would come from.
+// First the plan is shown: what is wrong with which object, where new files may come from,
+// and of what nothing can mend, the command that deletes it. Then each outcome; the exit
+// code is 1 if anything is left. With --dry-run nothing is done after the plan.
 //
 //	cairn store repair [-r] [--dry-run] [--json] --all | PATH… [flags]
 //	  --all                        all objects
 //	  -r, --closure                everything that the objects refer to as well
-//	  -n, --dry-run                only list what is wrong and what would be done
+//	  -n, --dry-run                only show the plan
 //	  --json                       print JSON
 //
 // For example:
@@ -878,6 +881,76 @@
 //	cairn store repair --dry-run --all
 //	cairn store repair /cairn/store/f2ib…-hello
 //	cairn store repair -r ./result
+//
+// # cairn store scrub
+//
+// Read all objects in the background, one at a time and not faster than the setting
+// scrub-rate, and remember which are damaged. The daemon begins by itself when the last
+// one ended scrub-interval ago, unless that is 0; a restart goes on where it was.
+//
+// What is known to be damaged, whoever has found it, is not given to others and not built
+// with. A build that needs it mends it if it can; 'cairn store repair' says what else helps.
+//
+// For example:
+//
+//	cairn store scrub start
+//	cairn store scrub status --json
+//
+// # cairn store scrub pause
+//
+// Read nothing until 'cairn store scrub resume', also after a restart. One that is under
+// way stays where it is, and none begins.
+//
+//	cairn store scrub pause [--json] [flags]
+//	  --json                       print JSON
+//
+// For example:
+//
+//	cairn store scrub pause
+//	cairn store scrub pause --root ~/try
+//
+// # cairn store scrub resume
+//
+// Go on where 'cairn store scrub pause' has stopped the reading, or begin again when the
+// settings say so.
+//
+//	cairn store scrub resume [--json] [flags]
+//	  --json                       print JSON
+//
+// For example:
+//
+//	cairn store scrub resume
+//	cairn store scrub resume --root ~/try
+//
+// # cairn store scrub start
+//
+// Begin to read all objects now, also if the settings have the daemon begin none by
+// itself. One that is under way goes on, paused or not. Without a daemon it goes on
+// only while a command runs: then --wait.
+//
+// With --wait the exit code is 1 if anything is damaged.
+//
+//	cairn store scrub start [--wait] [--json] [flags]
+//	  --json                       print JSON
+//	  --wait                       until all are read
+//
+// For example:
+//
+//	cairn store scrub start
+//	cairn store scrub start --root ~/try --wait
+//
+// # cairn store scrub status
+//
+// Say how far the reading is, how fast, how long it will take, when the next begins, and
+// which objects are known to be damaged: until they are mended, deleted or read well.
+//
+//	cairn store scrub status [--json] [flags]
+//	  --json                       print JSON
+//
+// For example:
+//
+//	cairn store scrub status
+//	cairn store scrub status --json
 //
 // # cairn store sign
 //

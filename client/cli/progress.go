@@ -89,6 +89,17 @@ func (p *progress) line(format string, args ...any) {
 	p.write(stripEscapes(fmt.Sprintf(format, args...)) + "\n")
 }
 
+// aside runs a function that prints elsewhere, perhaps on the same screen, without the running lines there.
+func (p *progress) aside(print func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.drawn > 0 {
+		fmt.Fprintf(p.term.w, "\x1b[%dA\r\x1b[J", p.drawn)
+		p.drawn, p.dirty = 0, true
+	}
+	print()
+}
+
 // start adds a running activity, unless it is there already.
 func (p *progress) start(id uint64, title string) {
 	p.mu.Lock()

@@ -29,6 +29,7 @@ func newStoreCmd(env *Env) *cobra.Command {
 		newStoreDeleteCmd(env),
 		newStoreVerifyCmd(env),
 		newStoreRepairCmd(env),
+		newStoreScrubCmd(env),
 		newStoreRebuildCmd(env),
 		newStoreOptimiseCmd(env),
 		newStoreQueryCmd(env),

@@ -163,8 +163,8 @@ func (a *adder) known(ctx context.Context, name string, l *sources.Listing) (sto
 	if err != nil || a.s.AddTempRoot(ctx, p) != nil {
 		return store.Path{}, false
 	}
-	valid, err := a.s.IsValid(ctx, p)
-	return p, err == nil && valid
+	whole, err := a.s.ValidPaths(ctx, []store.Path{p}) // without what is damaged, which adding it mends
+	return p, err == nil && len(whole) == 1
 }
 
 // memory opens the cache when it is first wanted. Without one everything is read.

@@ -57,35 +57,6 @@ What is wrong is listed, and the exit code is 1 if any of it is left.`,
 	return cmd
 }
 
-func newStoreRepairCmd(env *Env) *cobra.Command {
-	o := &storeVerifyOptions{repair: true}
-	cmd := &cobra.Command{
-		Use:   "repair [-r] [--dry-run] [--json] --all | PATH…",
-		Short: "Give damaged or missing objects the files that they should have",
-		Long: `Read objects, and replace the files of those that are damaged or gone: from a cache
-that has the same, else by building again what made them. Whoever reads an object
-meanwhile sees the old files or the new ones. References come first.
-
-Each object's outcome is listed; the exit code is 1 if anything is left, and
---dry-run only lists what is wrong and where new files would come from.`,
-		Example: `  cairn store repair --dry-run --all
-  cairn store repair /cairn/store/f2ib…-hello
-  cairn store repair -r ./result`,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if o.all == (len(args) > 0) {
-				return &usageError{errors.New("give paths, or --all")}
-			}
-			return runStoreVerify(cmd.Context(), env, o, args)
-		},
-	}
-	f := cmd.Flags()
-	f.BoolVar(&o.all, "all", false, "all objects")
-	f.BoolVarP(&o.closure, "closure", "r", false, "everything that the objects refer to as well")
-	f.BoolVarP(&o.dryRun, "dry-run", "n", false, "only list what is wrong and what would be done")
-	f.BoolVar(&o.json, "json", false, "print JSON")
-	return cmd
-}
-
 func runStoreVerify(ctx context.Context, env *Env, o *storeVerifyOptions, args []string) error {
 	if o.all && len(args) > 0 {
 		return &usageError{errors.New("--all is instead of paths")}
@@ -108,7 +79,7 @@ func runStoreVerify(ctx context.Context, env *Env, o *storeVerifyOptions, args [
 			}
 		}
 		p := env.newProgress(false)
-		r, err := s.Check(ctx, req, verifyProgress(p, time.Now()))
+		r, err := s.Check(ctx, req, verifyProgress(p, time.Now()), o.planned(env, p))
 		p.close()
 		if err == nil && o.sigsNeeded > 0 {
 			err = findUntrusted(ctx, env, s, o.sigsNeeded, req.Paths, r)
@@ -250,10 +221,11 @@ func printFindings(env *Env, o *storeVerifyOptions, r *protocol.VerifyResult) {
 			env.printf("  removed\n")
 		case f.Fixed:
 			env.printf("  repaired from %s\n", stripEscapes(f.How))
+		case o.repair && o.dryRun:
+			env.printRemedies(&f)
 		case f.Error != "":
 			env.printf("  cannot be repaired: %s\n", stripEscapes(f.Error))
-		case f.How != "":
-			env.printf("  would be repaired from %s\n", stripEscapes(f.How))
+			env.printDeletion(&f)
 		}
 	}
 	env.note("%s checked, %s read, %s, %d left", count(r.Paths, "object"), formatSize(r.Bytes), count(len(r.Findings), "finding"), r.Left)

@@ -45,6 +45,7 @@
 //
 // In Check mode step 7 compares with what is there (compare.go): the error shows what differs, and the diff hook may look at it.
 // In Repair mode it puts what is damaged in its place again (repair.go); what gives other contents repairs nothing.
+// What is known to be damaged is neither built with nor returned: a request mends it first (mend.go).
 //
 // # Builds within builds
 //
@@ -462,6 +463,9 @@ func (f *storeFacts) derivation(p store.Path) (*derivation.Derivation, error) {
 	}
 	if !f.valid(p) {
 		return nil, fmt.Errorf("derivation %s: %w", p, store.ErrNotValid)
+	}
+	if err := f.b.store.Damage(p); err != nil {
+		return nil, err
 	}
 	data, err := os.ReadFile(f.b.store.RealPath(p))
 	if err != nil {

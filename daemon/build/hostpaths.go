@@ -292,6 +292,9 @@ func (a *attempt) addClosure(seen map[string]string, roots []store.Path) error {
 	if err != nil {
 		return err
 	}
+	if err := a.b.sound(roots); err != nil {
+		return err
+	}
 	for _, p := range closure {
 		if !slices.Contains(a.inputs, p) {
 			seen[p.String()] = a.b.store.RealPath(p)

@@ -78,6 +78,9 @@ func (r *Restriction) Add(paths ...store.Path) error {
 	if err != nil {
 		return err
 	}
+	if err := r.a.b.sound(paths); err != nil {
+		return err
+	}
 	for _, p := range closure {
 		if r.Allows(p) {
 			continue

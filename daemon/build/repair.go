@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -14,17 +13,16 @@ import (
 	"cairn/store"
 )
 
-// repair builds what is missing of targets, then reads everything that their outputs reach, and fetches or builds again what is
-// damaged, references first, or fetches it from a cache. Whatever reads a damaged object meanwhile sees the old files or the new ones.
+// repair builds what is missing of targets, then reads everything that their outputs reach, and mends what is damaged (mend.go),
+// references first. Whatever reads a damaged object meanwhile sees the old files or the new ones.
 // A rebuild repairs only when it gives the registered contents again.
 func (b *Builder) repair(ctx context.Context, targets []protocol.Target, obs Observer) ([]*protocol.BuildResult, error) {
-	results, err := b.request(ctx, b.facts(), targets, Normal, obs)
+	results, err := b.request(leaveDamaged(ctx), b.facts(), targets, Normal, obs)
 	if err != nil {
 		return nil, err
 	}
 	lease := b.store.Lease("repair", 0)
 	defer lease.Release()
-	f := b.facts()
 	var roots []store.Path
 	for _, r := range results {
 		roots = append(roots, pathsOf(r)...)
@@ -42,14 +40,25 @@ func (b *Builder) repair(ctx context.Context, targets []protocol.Target, obs Obs
 	}
 	mended := map[store.Path]error{}
 	for _, p := range closure {
-		if _, done := mended[p]; bad[p] && !done {
-			err := b.mend(ctx, f, p, targets, obs, mended)
-			if ctx.Err() != nil {
-				return nil, err
-			}
+		if !bad[p] {
+			continue
+		}
+		_, mended[p] = b.Mend(ctx, p, obs, drvsOf(targets)...)
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
 		}
 	}
 	return results, b.blame(results, mended)
+}
+
+// drvsOf returns the derivations among targets.
+func drvsOf(targets []protocol.Target) (drvs []store.Path) {
+	for _, t := range targets {
+		if t.Outputs != nil {
+			drvs = append(drvs, t.Path)
+		}
+	}
+	return drvs
 }
 
 // pathsOf returns the objects that a result is about.
@@ -97,64 +106,6 @@ func statusOf(err error) protocol.Status {
 		return f.Status
 	}
 	return protocol.MiscFailure
-}
-
-// mend fetches a damaged object from a cache that has the same or, when none has, builds the derivation again that made it, and notes
-// what came of it for all outputs of that.
-func (b *Builder) mend(ctx context.Context, f *storeFacts, p store.Path, targets []protocol.Target, obs Observer, mended map[store.Path]error) error {
-	if info, err := b.store.Registered(p); err == nil {
-		if _, err := b.fetchAgain(ctx, info, obs); err == nil {
-			mended[p] = nil
-			return nil
-		}
-	}
-	if err := ctx.Err(); err != nil {
-		return context.Cause(ctx)
-	}
-	drv, outputs, err := b.makerOf(ctx, f, p, targets)
-	if err == nil {
-		var list []*protocol.BuildResult
-		list, err = b.request(ctx, b.facts(), []protocol.Target{{Path: drv, Outputs: protocol.All()}}, Repair, obs)
-		if err == nil && !list[0].Status.OK() {
-			err = &Failure{Status: list[0].Status, Text: list[0].Error}
-		}
-	}
-	mended[p] = err
-	if err == nil {
-		for _, o := range outputs {
-			mended[o] = nil
-		}
-	}
-	return err
-}
-
-// makerOf finds the derivation of an object, among the targets or by what is known of the object.
-func (b *Builder) makerOf(ctx context.Context, f *storeFacts, p store.Path, targets []protocol.Target) (store.Path, []store.Path, error) {
-	var drvs []store.Path
-	if info, err := b.store.Info(ctx, p); err == nil && !info.Deriver.IsZero() {
-		drvs = append(drvs, info.Deriver)
-	}
-	for _, t := range targets {
-		if t.Outputs != nil {
-			drvs = append(drvs, t.Path)
-		}
-	}
-	for _, drv := range drvs {
-		d, err := f.derivation(drv)
-		if err != nil {
-			continue
-		}
-		var outputs []store.Path
-		for _, name := range d.OutputNames() {
-			if o, err := outputPath(f, d, name); err == nil {
-				outputs = append(outputs, o)
-			}
-		}
-		if slices.Contains(outputs, p) {
-			return drv, outputs, nil
-		}
-	}
-	return store.Path{}, nil, failure(protocol.MiscFailure, "'%s' is damaged, and no derivation is known that builds it", p)
 }
 
 // damaged reads objects and returns those that are not what is registered.

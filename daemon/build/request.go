@@ -50,7 +50,7 @@ func (q *request) run(ctx context.Context) ([]*protocol.BuildResult, error) {
 		q.b.release(over.jobs)
 	}()
 	for range maxPlans {
-		p, err := q.plan(ctx)
+		p, err := q.soundPlan(ctx)
 		if err != nil {
 			return nil, err
 		}

@@ -418,8 +418,22 @@ func (a *attempt) collectInputs() error {
 	}
 	a.direct = store.SortPaths(direct)
 	var err error
-	a.inputs, err = a.b.store.Closure(direct...)
-	return err
+	if a.inputs, err = a.b.store.Closure(direct...); err != nil {
+		return err
+	}
+	if err := a.b.sound(direct); err != nil {
+		return failure(protocol.MiscFailure, "an input of '%s' cannot be used: %v", a.key.drv, err)
+	}
+	return nil
+}
+
+// sound returns why objects cannot be used, when something in their closures is known to be damaged.
+func (b *Builder) sound(paths []store.Path) error {
+	bad, err := b.store.DamagedIn(paths...)
+	if err != nil || len(bad) == 0 {
+		return err
+	}
+	return b.store.Damage(bad[0])
 }
 
 // nameOutputs decides under which paths the builder makes its outputs.

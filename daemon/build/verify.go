@@ -2,13 +2,10 @@ package build
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"slices"
 	"sync/atomic"
 
 	"cairn/daemon/protocol"
-	"cairn/daemon/substitute"
 	"cairn/store"
 	"cairn/store/disk"
 )
@@ -16,7 +13,8 @@ import (
 // Verification is what Verify tells while it works. Functions may be nil.
 type Verification struct {
 	Say      func(level protocol.Verbosity, line string)
-	Progress func(VerifyProgress) // perhaps by several goroutines at once
+	Progress func(VerifyProgress)   // perhaps by several goroutines at once
+	Plan     func(protocol.Finding) // what will be done about a finding, before anything is
 	Builds   Observer
 }
 
@@ -27,10 +25,11 @@ type VerifyProgress struct {
 }
 
 // Verify checks the existence of paths, their contents, and the pool of links, which need not be read when all contents are right.
-// What has no files and no referrers is forgotten when all paths are looked at. With Repair, what is wrong is mended, references first.
+// What has no files and no referrers is forgotten when all paths are looked at. With Repair, what is wrong is planned for and mended
+// (mend.go), references first; what cannot be mended keeps nothing else from it.
 func (b *Builder) Verify(ctx context.Context, q *protocol.VerifyRequest, v *Verification) (*protocol.VerifyResult, error) {
 	c := &checkup{b: b, q: q, v: v, result: &protocol.VerifyResult{Findings: []protocol.Finding{}}}
-	steps := []func(context.Context) error{c.existence, c.contents, c.links, c.mend, c.unknown}
+	steps := []func(context.Context) error{c.existence, c.contents, c.links, c.plan, c.apply, c.unknown}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return nil, err
@@ -56,6 +55,7 @@ type checkup struct {
 	v      *Verification
 	result *protocol.VerifyResult
 	bad    map[store.Path]int // findings of paths
+	steps  []store.Path       // those to be mended, in that order
 }
 
 func (c *checkup) say(level protocol.Verbosity, format string, args ...any) {
@@ -186,82 +186,61 @@ func (c *checkup) contents(ctx context.Context) error {
 	return err
 }
 
-// mend repairs what was found, references first.
-func (c *checkup) mend(ctx context.Context) error {
+// plan finds, for what was found, where new files may come from, and tells it.
+func (c *checkup) plan(ctx context.Context) error {
 	if !c.q.Repair {
 		return nil
 	}
-	for _, p := range c.inOrder() {
+	damaged := make([]store.Path, 0, len(c.bad))
+	for p := range c.bad {
+		if !c.result.Findings[c.bad[p]].Fixed {
+			damaged = append(damaged, p)
+		}
+	}
+	c.steps = repairOrder(store.SortPaths(damaged), c.references)
+	if !c.q.DryRun && c.v.Plan == nil {
+		return nil
+	}
+	for _, p := range c.steps {
 		f := &c.result.Findings[c.bad[p]]
-		if f.Fixed {
-			continue
+		if err := c.b.prescribe(ctx, p, f); err != nil {
+			return err
 		}
-		if c.q.DryRun {
-			c.plan(ctx, p, f)
-			continue
+		if c.v.Plan != nil {
+			c.v.Plan(*f)
 		}
-		how, err := c.b.Mend(ctx, p, c.v.Builds)
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		if err != nil {
-			f.Error = err.Error()
-			c.say(protocol.LevelError, "path '%s' could not be repaired: %v", p, err)
-			continue
-		}
-		f.Fixed, f.How = true, how
-		c.say(protocol.LevelInfo, "repaired path '%s' from %s", p, how)
 	}
 	return nil
 }
 
-// plan says what would be tried.
-func (c *checkup) plan(ctx context.Context, p store.Path, f *protocol.Finding) {
+func (c *checkup) references(p store.Path) []store.Path {
 	info, err := c.b.store.Registered(p)
-	if err == nil {
-		f.How, err = c.b.remedy(ctx, info)
-	}
 	if err != nil {
-		f.Error = err.Error()
+		return nil
 	}
+	return info.References
 }
 
-// remedy returns where an object's files would come from.
-func (b *Builder) remedy(ctx context.Context, info *store.Info) (string, error) {
-	if offer, err := b.sameOffer(ctx, info, b.search(&watch{})); err == nil {
-		return "'" + offer.URI() + "'", nil
+// apply repairs what was found, as far as that is possible.
+func (c *checkup) apply(ctx context.Context) error {
+	if c.q.DryRun {
+		return nil
 	}
-	if err := b.canBuildAgain(info); err != nil {
-		return "", err
-	}
-	return "'" + info.Deriver.String() + "'", nil
-}
-
-// inOrder returns the paths with findings, those referred to first.
-func (c *checkup) inOrder() []store.Path {
-	var order []store.Path
-	seen := map[store.Path]bool{}
-	var visit func(p store.Path)
-	visit = func(p store.Path) {
-		if _, bad := c.bad[p]; !bad || seen[p] {
-			return
+	for _, p := range c.steps {
+		how, err := c.b.Mend(ctx, p, c.v.Builds)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
-		seen[p] = true
-		if info, err := c.b.store.Registered(p); err == nil {
-			for _, r := range info.References {
-				visit(r)
-			}
+		f := &c.result.Findings[c.bad[p]]
+		if err != nil {
+			f.How, f.Error, f.NeededBy = "", err.Error(), c.b.store.Dependents(p)
+			c.say(protocol.LevelError, "path '%s' could not be repaired: %v", p, err)
+			continue
 		}
-		order = append(order, p)
+		f.Fixed, f.How, f.Error = true, how, ""
+		c.say(protocol.LevelInfo, "repaired path '%s' from %s", p, how)
 	}
-	all := make([]store.Path, 0, len(c.bad))
-	for p := range c.bad {
-		all = append(all, p)
-	}
-	for _, p := range store.SortPaths(all) {
-		visit(p)
-	}
-	return order
+	return nil
 }
 
 // unknown lists what is in the store directory and nobody knows.
@@ -274,113 +253,4 @@ func (c *checkup) unknown(context.Context) error {
 		c.find(protocol.Finding{Kind: unknownKind, Path: name, Text: fmt.Sprintf("'%s' is in the store directory and no store object", name)})
 	}
 	return err
-}
-
-// Mend gives a registered object the files that it should have: from a cache of the settings, else by building it
-// again. It returns where they come from.
-func (b *Builder) Mend(ctx context.Context, p store.Path, obs Observer) (string, error) {
-	info, err := b.store.Registered(p)
-	if err != nil {
-		return "", err
-	}
-	lease := b.store.Lease("repair", 0)
-	defer lease.Release()
-	if err := lease.Hold(append(slices.Clone(info.References), p)...); err != nil {
-		return "", err
-	}
-	if whole, err := b.store.Intact(ctx, p); err == nil && whole {
-		return "what was built with it", nil
-	}
-	uri, err := b.fetchAgain(ctx, info, obs)
-	if err == nil || ctx.Err() != nil {
-		return uri, err
-	}
-	drv, buildErr := b.buildAgain(ctx, info, obs)
-	if buildErr != nil {
-		return "", fmt.Errorf("%w, and %w", err, buildErr)
-	}
-	return drv, nil
-}
-
-// errNoOffer says that no cache has an object.
-var errNoOffer = errors.New("no cache has it")
-
-// fetchAgain replaces an object's files by those of a cache that has the same.
-func (b *Builder) fetchAgain(ctx context.Context, info *store.Info, obs Observer) (string, error) {
-	search := b.search(&watch{observer: obs})
-	for {
-		offer, err := b.sameOffer(ctx, info, search)
-		if err != nil {
-			return "", err
-		}
-		err = b.fetchOver(ctx, search, offer)
-		if err == nil {
-			return "'" + offer.URI() + "'", nil
-		}
-		if _, bad := errors.AsType[*substitute.OfferError](err); !bad || ctx.Err() != nil {
-			return "", err
-		}
-	}
-}
-
-// sameOffer finds a cache that has the registered contents of an object.
-func (b *Builder) sameOffer(ctx context.Context, info *store.Info, search *substitute.Search) (*substitute.Offer, error) {
-	for {
-		if err := search.AskAlone(ctx, []store.Path{info.Path}); err != nil {
-			return nil, err
-		}
-		offer, _ := search.Offer(info.Path)
-		switch {
-		case offer != nil && offer.NarHash == info.NarHash:
-			return offer, nil
-		case offer != nil:
-			search.Refuse(offer, fmt.Errorf("'%s' has other contents", offer.URI()))
-			continue
-		}
-		if why := search.Failure(info.Path); why != nil {
-			return nil, why
-		}
-		return nil, errNoOffer
-	}
-}
-
-func (b *Builder) fetchOver(ctx context.Context, search *substitute.Search, offer *substitute.Offer) error {
-	in, err := search.FetchAgain(ctx, offer, substitute.Progress{})
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	return in.Commit(ctx)
-}
-
-// buildAgain builds the derivation that made an object.
-func (b *Builder) buildAgain(ctx context.Context, info *store.Info, obs Observer) (string, error) {
-	if err := b.canBuildAgain(info); err != nil {
-		return "", err
-	}
-	mode := Repair
-	if !b.store.IsValid(info.Path) {
-		mode = Normal
-	}
-	list, err := b.request(ctx, b.facts(), []protocol.Target{{Path: info.Deriver, Outputs: protocol.All()}}, mode, obs)
-	if err != nil {
-		return "", err
-	}
-	if r := list[0]; !r.Status.OK() {
-		return "", &Failure{Status: r.Status, Text: r.Error}
-	}
-	if whole, err := b.store.Intact(ctx, info.Path); err != nil || !whole {
-		return "", fmt.Errorf("building '%s' again gave something else: %w", info.Deriver, errors.Join(err, store.ErrHashMismatch))
-	}
-	return "'" + info.Deriver.String() + "'", nil
-}
-
-func (b *Builder) canBuildAgain(info *store.Info) error {
-	if info.Deriver.IsZero() {
-		return errors.New("no derivation is known that builds it")
-	}
-	if !b.store.IsValid(info.Deriver) {
-		return fmt.Errorf("derivation '%s' that built it is not valid", info.Deriver)
-	}
-	return nil
 }

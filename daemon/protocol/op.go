@@ -80,6 +80,8 @@ const (
 	OpNARs Op = 0x6361_000a
 	// OpQueryClosurePaths: paths → the list of paths of the closure, references first.
 	OpQueryClosurePaths Op = 0x6361_000b
+	// OpScrub: JSON ScrubRequest → JSON Scrub, how it is then.
+	OpScrub Op = 0x6361_000c
 	// OpRoots: → JSON list of RootInfo, all that keeps something.
 	OpRoots Op = 0x6361_0010
 	// OpAddRoot: JSON AddRootRequest → JSON RootInfo. The root is durable, and the peer's user owns it.

@@ -4,7 +4,6 @@ import (
 	"time"
 
 	"cairn/archive"
-	"cairn/store"
 )
 
 // DaemonStatus is what OpStatus answers, as JSON.
@@ -20,7 +19,7 @@ type DaemonStatus struct {
 	Uptime      float64 `json:"uptimeSeconds"`
 	Draining    bool    `json:"draining"`
 	You         You     `json:"you"`
-	Scrub       *Scrub  `json:"scrub,omitempty"` // nil: objects are not verified in the background
+	Scrub       *Scrub  `json:"scrub"`
 
 	Space     Space           `json:"space"`
 	Automatic *AutoCollection `json:"automaticCollection,omitempty"` // nil: min-free is 0
@@ -45,23 +44,6 @@ type AutoCollection struct {
 	BytesFreed int64      `json:"bytesFreed"`
 	Error      string     `json:"error,omitempty"`
 	Next       *time.Time `json:"next,omitempty"` // not before; set when the last one did not help
-}
-
-// Scrub is the verification of all objects in the background, or the last one.
-type Scrub struct {
-	Began    time.Time      `json:"began"`
-	Finished time.Time      `json:"finished,omitzero"` // zero while it is under way
-	Paths    int            `json:"paths"`             // read
-	Bytes    int64          `json:"bytes"`
-	Damaged  []ScrubFinding `json:"damaged"` // not repaired yet
-}
-
-// ScrubFinding is an object that is damaged.
-type ScrubFinding struct {
-	Path  store.Path `json:"path"`
-	Kind  string     `json:"kind"` // as that of Finding
-	Text  string     `json:"text"`
-	Found time.Time  `json:"found"`
 }
 
 // You is who asked, as the daemon knows it.

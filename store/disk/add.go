@@ -55,8 +55,7 @@ func (s *Store) add(ctx context.Context, info *store.Info, r io.Reader) error {
 		if err != nil {
 			return err
 		}
-		_, err := nar.Copy(io.Discard, r)
-		return err
+		return s.again(ctx, info, r)
 	}
 	releaseRefs, err := s.holdRefs(info.Path, info.References, nil)
 	if err != nil {
@@ -73,6 +72,20 @@ func (s *Store) add(ctx context.Context, info *store.Info, r io.Reader) error {
 		return err
 	}
 	return s.commit([]*pending{p})
+}
+
+// again reads the archive of a valid object, which nobody needs unless the object is damaged. The caller has the keyed lock.
+func (s *Store) again(ctx context.Context, info *store.Info, r io.Reader) error {
+	if s.Damage(info.Path) == nil {
+		_, err := nar.Copy(io.Discard, r)
+		return err
+	}
+	t := s.newTree(info.Path)
+	defer removeTree(t.temp)
+	if err := s.receive(ctx, info, t, r); err != nil {
+		return noSpace(err)
+	}
+	return s.renew(info, t.temp)
 }
 
 func (s *Store) checkInfo(info *store.Info) error {
@@ -447,7 +460,7 @@ func (s *Store) contentInfo(name string, ca store.ContentAddress, refs []store.P
 	return &store.Info{Path: p, NarHash: narHash, NarSize: size, References: refs, CA: ca, RegisteredAt: time.Now().Unix()}, nil
 }
 
-// settle makes a path valid whose tree is made, or is by write, unless it is valid already.
+// settle makes a path valid whose tree is made, or is by write, unless it is valid already; one that is damaged gets the tree.
 // The caller holds the references and removes a tree that is made.
 func (s *Store) settle(ctx context.Context, info *store.Info, t *tree, write func() error) (*store.Info, error) {
 	release := s.holdFor(ctx, info.Path)
@@ -457,10 +470,11 @@ func (s *Store) settle(ctx context.Context, info *store.Info, t *tree, write fun
 		return nil, err
 	}
 	defer unlock()
-	if ok, err := s.present(info.Path); err != nil || ok {
-		if err != nil {
-			return nil, err
-		}
+	ok, err := s.present(info.Path)
+	if err != nil {
+		return nil, err
+	}
+	if ok && s.Damage(info.Path) == nil {
 		return s.Info(ctx, info.Path)
 	}
 	if write != nil {
@@ -468,6 +482,12 @@ func (s *Store) settle(ctx context.Context, info *store.Info, t *tree, write fun
 		if err := write(); err != nil {
 			return nil, noSpace(err)
 		}
+	}
+	if ok {
+		if err := s.renew(info, t.temp); err != nil {
+			return nil, err
+		}
+		return s.Info(ctx, info.Path)
 	}
 	p, err := s.pending(info, t, s.hashes)
 	if err != nil {

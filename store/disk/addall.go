@@ -43,7 +43,7 @@ func (s *Store) AddAll(ctx context.Context, list []Archive) error {
 	if err := s.room(size); err != nil {
 		return err
 	}
-	list, err = b.prefix(list, b.admit)
+	list, err = b.prefix(list, func(a Archive) error { return b.admit(ctx, a) })
 	if err != nil {
 		wrong = err
 	}
@@ -81,10 +81,17 @@ func (b *bulk) prefix(list []Archive, check func(Archive) error) ([]Archive, err
 	return list, nil
 }
 
-// admit notes an archive whose object is not valid yet and whose references are valid or noted.
-func (b *bulk) admit(a Archive) error {
-	if ok, err := b.s.present(a.Info.Path); err != nil || ok || b.together[a.Info.Path] {
+// admit notes an archive whose object is not valid yet and whose references are valid or noted. One that mends a damaged object it takes at once.
+func (b *bulk) admit(ctx context.Context, a Archive) error {
+	ok, err := b.s.present(a.Info.Path)
+	if err != nil || b.together[a.Info.Path] {
 		return err
+	}
+	if ok {
+		if b.s.Damage(a.Info.Path) == nil {
+			return nil
+		}
+		return b.s.again(ctx, a.Info, bytes.NewReader(a.NAR))
 	}
 	release, err := b.s.holdRefs(a.Info.Path, a.Info.References, b.together)
 	if err != nil {

@@ -271,6 +271,7 @@ func (s *Store) enter(p *pending) {
 	if p.isDrv {
 		s.flag(d, true, false)
 	}
+	s.mended(p.path)
 }
 
 // flag notes which rows an object may have besides its own.

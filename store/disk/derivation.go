@@ -63,6 +63,9 @@ func (s *Store) Derivation(path store.Path) (*derivation.Derivation, error) {
 	if !s.IsValid(path) {
 		return nil, notValid(path)
 	}
+	if err := s.Damage(path); err != nil {
+		return nil, err
+	}
 	return readDerivation(s.RealPath(path), path)
 }
 

@@ -11,7 +11,7 @@
 //	STATEDIR/db/              the database, see package meta
 //	STATEDIR/backups/         backups of the database (backup.go)
 //	STATEDIR/gcroots/**/.cairn-new-*    roots in the making (roots.go); removed at start-up
-//	STATEDIR/scrub.json       how far the verification in the background is (scrub.go)
+//	STATEDIR/scrub.json       how far the verification in the background is (scrub.go), and what is known to be damaged (finding.go)
 //	STATEDIR/cairn.lock       locked while the store is open; holds the process id
 //
 // # Valid means durable
@@ -30,6 +30,17 @@
 // A replacement of damaged files (replace.go) changes nothing but them: the new tree is complete, checked and flushed,
 // changes names with the old one in one step, and the old one goes to the trash.
 //
+// # Damaged objects
+//
+// What reading an object has found is kept until the object reads well, gets new files or is deleted, also across restarts (finding.go);
+// whoever has read it: the scrub (scrub.go), Verify, Intact, or Open, which finds those without files.
+//
+// An object that is known to be damaged stays valid: others refer to it, and what is registered of it is true. What may still be done:
+// ask for its info, its references and what refers to it; read it to verify; replace its files; delete it. What may not: give its archive to
+// anybody (NAR), build with it, read it as a derivation (Damage, DamagedIn). Whoever adds it again, with the registered contents, mends it, and
+// clients that ask what they need to send are told that it is not there (package daemon); a build that needs it mends it first (package build).
+// Nothing is read for that: asking about an object costs one load of a number while nothing is known to be damaged.
+//
 // # Invariants
 //
 //   - References of a valid object are valid, itself included. Additions hold their references; deletions
@@ -45,7 +56,7 @@
 // # Lock order
 //
 // Keyed locks of paths (sorted), then Lease.mu, then Store.mu, then graph.mu; the last two for moments only, however many
-// objects there are: what takes longer lets others in between (graph.go).
+// objects there are: what takes longer lets others in between (graph.go). scrubber.mu comes before graph.mu; its file is written under it.
 // A deletion only tries keyed locks.
 //
 // Not here: who may add what (package daemon), roots and what is garbage (package gc), building.
@@ -182,9 +193,7 @@ func Open(ctx context.Context, l Layout, opts *Options) (*Store, error) {
 	if s.opts.Backups.Interval > 0 {
 		s.wg.Go(s.backupLoop)
 	}
-	if s.opts.Scrub.Interval > 0 {
-		s.wg.Go(s.scrubLoop)
-	}
+	s.wg.Go(s.scrubLoop)
 	if s.opts.AutoOptimise && s.opts.NoDedupe {
 		s.linking = make(chan store.Path, 4096)
 		s.wg.Go(s.linkLoop)
@@ -213,9 +222,7 @@ func (s *Store) open(ctx context.Context) (err error) {
 	if err := s.checkAge(); err != nil {
 		return err
 	}
-	if s.opts.Scrub.Interval > 0 {
-		s.loadScrub()
-	}
+	s.loadScrub()
 	if err := s.load(); err != nil {
 		return err
 	}
@@ -296,7 +303,11 @@ func (s *Store) Close() error {
 	s.quit.Lock()
 	close(s.stop)
 	s.quit.Unlock()
+	s.stopScrub()
 	s.wg.Wait()
+	if !s.Deleted() {
+		s.keepFindings()
+	}
 	return s.closeFiles()
 }
 
@@ -403,8 +414,10 @@ func (s *Store) recover(ctx context.Context) error {
 			continue
 		}
 		n.missing = true
+		p := s.path(n)
+		s.note(p, &Problem{Kind: Vanished, Err: errVanished}, standing{})
 		if missing++; missing <= 10 {
-			s.log.Error("object has disappeared from the store; add it again", "path", s.path(n).String())
+			s.log.Error("object has disappeared from the store; add it again", "path", p.String())
 		}
 	}
 	if missing > 10 {

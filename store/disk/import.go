@@ -59,7 +59,7 @@ func (i *Import) AddLater(ctx context.Context, info *store.Info, r io.Reader) er
 // take reads an archive with receive, unless there is no need for it.
 func (i *Import) take(info *store.Info, r io.Reader, receive func(info *store.Info, t *tree, r io.Reader) error) error {
 	err := i.s.checkInfo(info)
-	if err == nil && (i.seen[info.Path] || !i.again && i.s.IsValid(info.Path)) {
+	if err == nil && (i.seen[info.Path] || !i.again && i.s.IsValid(info.Path) && i.s.Damage(info.Path) == nil) {
 		_, err = nar.Copy(io.Discard, r)
 	} else if err == nil {
 		mine := *info

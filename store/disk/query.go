@@ -50,7 +50,7 @@ func (s *Store) rowInfo(p store.Path) (*store.Info, error) {
 
 func notValid(p store.Path) error { return fmt.Errorf("path %s: %w", p, store.ErrNotValid) }
 
-// NAR writes the archive of a valid path.
+// NAR writes the archive of a valid path, unless it is known to be damaged (Damage).
 func (s *Store) NAR(ctx context.Context, p store.Path, w io.Writer) error {
 	if p.IsZero() {
 		return notValid(p)
@@ -60,6 +60,9 @@ func (s *Store) NAR(ctx context.Context, p store.Path, w io.Writer) error {
 	defer s.graph.release(d)
 	if !s.graph.valid(p) {
 		return notValid(p)
+	}
+	if err := s.Damage(p); err != nil {
+		return err
 	}
 	return nar.DumpAt(contextWriter{ctx, w}, int(s.dir.Fd()), p.Base())
 }
@@ -189,6 +192,19 @@ func (s *Store) Closure(ps ...store.Path) ([]store.Path, error) {
 // ReferrersClosure returns the paths and everything that reaches them, referrers first.
 func (s *Store) ReferrersClosure(ps ...store.Path) ([]store.Path, error) {
 	return s.paths(s.reach(ps, s.graph.referrersOf))
+}
+
+// Dependents returns what reaches an object through references, itself excluded, referrers first, whether its files are there or not.
+func (s *Store) Dependents(p store.Path) []store.Path {
+	s.graph.mu.RLock()
+	defer s.graph.mu.RUnlock()
+	n := s.graph.rowOf(p)
+	if n == nil {
+		return nil
+	}
+	nodes := s.graph.walk([]*node{n}, s.graph.referrersOf)
+	all, _ := s.paths(nodes, nil)
+	return all[:max(len(all)-1, 0)]
 }
 
 // reach returns the nodes of valid paths and what their steps lead to, as walk does. A path that is deleted meanwhile is

@@ -22,7 +22,8 @@ type Output struct {
 
 // Register makes outputs valid, all at once. Their hashes are taken as given: whoever made them has
 // just computed them. Trees get the metadata of store objects, unless they have them. Outputs may refer to themselves and to
-// each other, but not in a circle. An output that is valid already is removed.
+// each other, but not in a circle. An output that is valid already is removed,
+// unless it mends what is damaged.
 func (s *Store) Register(ctx context.Context, outputs []Output) error {
 	if err := s.register(ctx, outputs); err != nil {
 		return fmt.Errorf("register outputs: %w", noSpace(err))
@@ -91,8 +92,7 @@ func (a *adoption) adopt(o Output) (*pending, func(), error) {
 		return nil, nothing, err
 	}
 	if ok {
-		_, err := removeTree(o.TempPath)
-		return nil, nothing, err
+		return nil, nothing, a.again(o)
 	}
 	release, err := s.holdRefs(o.Info.Path, o.Info.References, a.together)
 	if err != nil {
@@ -121,6 +121,23 @@ func (a *adoption) adopt(o Output) (*pending, func(), error) {
 		return nil, nothing, err
 	}
 	return p, release, nil
+}
+
+// again drops an output that is valid already, or gives its tree to the damaged object that it is.
+func (a *adoption) again(o Output) error {
+	if a.s.Damage(o.Info.Path) != nil {
+		temp := a.s.temp()
+		defer removeTree(temp)
+		if err := moveTree(o.TempPath, temp); err != nil {
+			return err
+		}
+		if err := canonicalise(temp); err != nil {
+			return err
+		}
+		return a.s.renew(o.Info, temp)
+	}
+	_, err := removeTree(o.TempPath)
+	return err
 }
 
 // moveTree renames a tree, which its owner, unless that is root, must be able to write for that.

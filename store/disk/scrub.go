@@ -2,7 +2,6 @@ package disk
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"cairn/store"
@@ -20,68 +20,212 @@ import (
 )
 
 const (
-	scrubName      = "scrub.json"
-	scrubSaved     = 30 * time.Second // how much of its time may be lost by a crash
-	maxScrubFile   = 64 << 20
-	maxScrubListed = 1000 // findings that are kept; of a store with more, each is damaged anyway
+	scrubName    = "scrub.json"
+	scrubSaved   = 30 * time.Second // how much of its time may be lost by a crash
+	scrubRetry   = time.Hour        // after a scrub that could not go on
+	maxScrubFile = 64 << 20
 )
 
-// ScrubOptions say how the store reads its objects in the background; the zero value: not at all.
+// errPaused ends a run of the scrub.
+var errPaused = errors.New("the scrub is paused")
+
+// ScrubOptions say how the store reads its objects in the background; the zero value: only when it is told to.
 type ScrubOptions struct {
-	Interval time.Duration // from the end of one scrub to the next; 0: never
+	Interval time.Duration // from the end of one scrub to the next; 0: none by itself
 	Rate     int64         // bytes per second; 0: no limit
 }
 
 // Scrub is a verification of all objects in the background: how far it is, or the last one. It is kept in STATEDIR/scrub.json, so that it
 // goes on after a restart where it was.
+//
+//	none ──Start, or Interval is over──▶ under way ──last object──▶ finished ──Start, or Interval is over──▶ under way
+//	                                      │    ▲
+//	                                    Pause  Start, Resume
+//	                                      ▼    │
+//	                                      paused
+//
+// While it is paused none begins either.
 type Scrub struct {
-	Began    time.Time      `json:"began"`
-	Finished time.Time      `json:"finished,omitzero"` // zero while it is under way
-	Position string         `json:"position"`          // digest of the last object; they are read in this order
-	Paths    int            `json:"paths"`             // read
-	Bytes    int64          `json:"bytes"`
-	Findings []ScrubFinding `json:"findings"` // of this scrub and earlier ones, until repaired; by path
+	Began    time.Time `json:"began"`
+	Finished time.Time `json:"finished,omitzero"` // zero while it is under way
+	ByHand   bool      `json:"byHand,omitempty"`  // begun, or taken up, by StartScrub: goes on where none begins by itself
+	Paused   bool      `json:"paused,omitempty"`
+	Position string    `json:"position"` // digest of the last object; they are read in this order
+	Paths    int       `json:"paths"`    // read
+	Bytes    int64     `json:"bytes"`
+	Findings []Finding `json:"findings"` // of this scrub and whatever else has read objects (finding.go); by path
 }
 
-// ScrubFinding is a damaged object.
-type ScrubFinding struct {
-	Path  store.Path  `json:"path"`
-	Kind  ProblemKind `json:"kind"`
-	Text  string      `json:"text"`
-	Found time.Time   `json:"found"`
+// ScrubStatus is a scrub as it is now.
+type ScrubStatus struct {
+	Scrub
+	ScrubOptions
+	Running   bool    // objects are being read
+	LeftPaths int     // to be read, while it is under way
+	LeftBytes int64   // of them
+	Speed     float64 // bytes per second, since it runs; 0: not known
 }
 
 // scrubber is the state of scrubbing.
 type scrubber struct {
-	mu    sync.Mutex // guards state and the file
-	state Scrub
+	open atomic.Int64  // findings: usually none, and then nobody needs the lock
+	news chan struct{} // says that there may be something else to do
+
+	mu       sync.Mutex // guards the rest and the file; before graph.mu
+	state    Scrub      // without findings
+	findings map[store.Path]Finding
+	unsaved  bool
+	saved    time.Time
+	stop     context.CancelCauseFunc // ends the run; nil: none
+	ended    chan struct{}           // closed at the end of the scrub that is under way, or is paused
+	since    time.Time               // the run began
+	before   int64                   // bytes that had been read then
 }
 
-// Scrub returns how far the scrub is; false if the store does not do that.
-func (s *Store) Scrub() (Scrub, bool) {
+// changed notes that the state is another one. The caller has mu.
+func (c *scrubber) changed() {
+	c.unsaved = true
+	c.open.Store(int64(len(c.findings)))
+}
+
+// save saves the state. What could not be saved is saved later. The caller has mu.
+func (c *scrubber) save(s *Store) {
+	if err := s.saveScrub(); err != nil {
+		s.log.Warn("the state of the scrub could not be saved", "error", err)
+	}
+}
+
+// keepFindings saves what is not saved yet.
+func (s *Store) keepFindings() {
 	s.scrub.mu.Lock()
 	defer s.scrub.mu.Unlock()
-	state := s.scrub.state
-	state.Findings = slices.DeleteFunc(slices.Clone(state.Findings), func(f ScrubFinding) bool { return s.isForgotten(f.Path) })
-	return state, s.opts.Scrub.Interval > 0
+	if s.scrub.unsaved {
+		s.scrub.save(s)
+	}
 }
 
-// isForgotten reports whether an object has been deleted.
-func (s *Store) isForgotten(p store.Path) bool {
-	s.graph.mu.RLock()
-	defer s.graph.mu.RUnlock()
-	return s.graph.rowOf(p) == nil
+// wake has the goroutine look again what is to be done.
+func (c *scrubber) wake() {
+	select {
+	case c.news <- struct{}{}:
+	default:
+	}
+}
+
+// isUnderWay reports whether there is a scrub that has not ended.
+func (t *Scrub) isUnderWay() bool { return t.Finished.IsZero() }
+
+// Scrub returns how far the scrub is.
+func (s *Store) Scrub() ScrubStatus {
+	s.scrub.mu.Lock()
+	st := ScrubStatus{Scrub: s.scrub.state, ScrubOptions: s.opts.Scrub, Running: s.scrub.stop != nil}
+	st.Findings = s.scrub.list(s.isOver)
+	if taken := time.Since(s.scrub.since).Seconds(); st.Running && taken > 0 {
+		st.Speed = float64(st.Bytes-s.scrub.before) / taken
+	}
+	s.scrub.mu.Unlock()
+	if st.isUnderWay() {
+		for _, n := range s.Snapshot().nodes {
+			if n != nil && !st.isPast(n.digest) {
+				st.LeftPaths++
+				st.LeftBytes += n.narSize
+			}
+		}
+	}
+	return st
+}
+
+// isPast reports whether an object is before the position.
+func (t *Scrub) isPast(d meta.Digest) bool {
+	at, ok := meta.ParseDigest(t.Position)
+	return ok && bytes.Compare(d[:], at[:]) <= 0
+}
+
+// StartScrub begins a scrub now, or goes on with the one that is under way, paused or not.
+func (s *Store) StartScrub() error {
+	return s.changeScrub(func(t *Scrub) {
+		if !t.isUnderWay() {
+			s.scrub.begin()
+		}
+		t.ByHand, t.Paused = true, false
+	})
+}
+
+// PauseScrub stops reading until ResumeScrub or StartScrub. An object that is being read is read again then.
+func (s *Store) PauseScrub() error {
+	return s.changeScrub(func(t *Scrub) {
+		t.Paused = true
+		if s.scrub.stop != nil {
+			s.scrub.stop(errPaused)
+		}
+	})
+}
+
+// ResumeScrub ends a pause.
+func (s *Store) ResumeScrub() error {
+	return s.changeScrub(func(t *Scrub) { t.Paused = false })
+}
+
+func (s *Store) changeScrub(change func(*Scrub)) error {
+	if s.isClosed() {
+		return ErrClosed
+	}
+	s.scrub.mu.Lock()
+	defer s.scrub.mu.Unlock()
+	change(&s.scrub.state)
+	s.scrub.wake()
+	return s.saveScrub()
+}
+
+// WaitScrub waits until no scrub is under way.
+func (s *Store) WaitScrub(ctx context.Context) error {
+	s.scrub.mu.Lock()
+	ended := s.scrub.ended
+	s.scrub.mu.Unlock()
+	if ended == nil {
+		return nil
+	}
+	select {
+	case <-ended:
+		return nil
+	case <-s.stop:
+		return ErrClosed
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// begin makes the state that of a new scrub. The caller has mu.
+func (c *scrubber) begin() {
+	c.state = Scrub{Began: time.Now()}
+	c.ended = make(chan struct{})
+}
+
+// finish notes that all objects are read. The caller has mu.
+func (c *scrubber) finish() {
+	c.state.Finished, c.state.ByHand = time.Now(), false
+	close(c.ended)
+	c.ended = nil
 }
 
 // loadScrub reads the state. A store that has none is new, and its first scrub is due after one interval; so is one whose state is damaged.
 func (s *Store) loadScrub() {
+	s.scrub.news, s.scrub.findings = make(chan struct{}, 1), map[store.Path]Finding{}
 	var state Scrub
 	data, err := readLimited(filepath.Join(s.layout.StateDir, scrubName), maxScrubFile)
 	if err == nil {
 		err = json.Unmarshal(data, &state)
 	}
 	if err == nil {
+		for _, f := range state.Findings {
+			s.scrub.findings[f.Path] = f
+		}
+		state.Findings = nil
 		s.scrub.state = state
+		s.scrub.open.Store(int64(len(s.scrub.findings)))
+		if state.isUnderWay() {
+			s.scrub.ended = make(chan struct{})
+		}
 		return
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -89,8 +233,8 @@ func (s *Store) loadScrub() {
 	}
 	now := time.Now()
 	s.scrub.state = Scrub{Began: now, Finished: now}
-	if err := s.saveScrub(); err != nil { // on a full disk, say; then it is saved later
-		s.log.Warn("the state of the scrub could not be saved", "error", err)
+	if s.opts.Scrub.Interval > 0 {
+		s.scrub.save(s) // on a full disk, later
 	}
 }
 
@@ -107,7 +251,9 @@ func readLimited(name string, limit int64) ([]byte, error) {
 
 // saveScrub writes the state. The caller has scrub.mu, or is Open.
 func (s *Store) saveScrub() error {
-	data, err := json.Marshal(s.scrub.state)
+	state := s.scrub.state
+	state.Findings = s.scrub.list(s.isOver)
+	data, err := json.Marshal(state)
 	if err != nil {
 		return err
 	}
@@ -117,7 +263,7 @@ func (s *Store) saveScrub() error {
 		return err
 	}
 	_, err = f.Write(data)
-	if err == nil {
+	if err == nil && !s.opts.NoSync {
 		err = f.Sync()
 	}
 	if err := errors.Join(err, f.Close()); err != nil {
@@ -128,104 +274,144 @@ func (s *Store) saveScrub() error {
 		return err
 	}
 	failpoint.Hit("disk/scrub/saved")
+	s.scrub.unsaved, s.scrub.saved = false, time.Now()
 	return nil
 }
 
 // scrubLoop is the goroutine that scrubs, one object at a time.
 func (s *Store) scrubLoop() {
-	ctx, cancel := context.WithCancelCause(context.Background())
-	defer cancel(nil)
-	s.wg.Go(func() {
-		<-s.stop
-		cancel(ErrClosed)
-	})
-	for {
-		if !s.waitForScrub(ctx) {
-			return
-		}
-		if err := s.scrubAll(ctx); err != nil && ctx.Err() == nil {
+	var retry time.Time
+	for s.waitForScrub(retry) {
+		retry = time.Time{}
+		if err := s.scrubAll(); err != nil && !errors.Is(err, errPaused) && !errors.Is(err, ErrClosed) {
 			s.log.Error("scrub ended; it goes on in an hour", "error", err)
-			select {
-			case <-time.After(time.Hour):
-			case <-ctx.Done():
-			}
+			retry = time.Now().Add(scrubRetry)
 		}
 	}
 }
 
-// waitForScrub waits until the next scrub is due, or one is unfinished, and reports false at the end of the store.
-func (s *Store) waitForScrub(ctx context.Context) bool {
-	s.scrub.mu.Lock()
-	var wait time.Duration
-	if !s.scrub.state.Finished.IsZero() {
-		wait = time.Until(s.scrub.state.Finished.Add(s.opts.Scrub.Interval))
+// waitForScrub waits until the next scrub is due, or one is unfinished, and reports false at the end of the store. Not before a time,
+// unless somebody changes something.
+func (s *Store) waitForScrub(earliest time.Time) bool {
+	for {
+		s.scrub.mu.Lock()
+		due, ok := s.scrubDue()
+		s.scrub.mu.Unlock()
+		if earliest.After(due) {
+			due = earliest
+		}
+		wait := time.Until(due)
+		if ok && wait <= 0 {
+			return !s.isStopped()
+		}
+		var over <-chan time.Time
+		if ok {
+			over = time.After(wait)
+		}
+		select {
+		case <-over:
+		case <-s.scrub.news:
+			earliest = time.Time{}
+		case <-s.stop:
+			return false
+		}
 	}
-	s.scrub.mu.Unlock()
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
+}
+
+// scrubDue says when there is something to read, if ever. The caller has scrub.mu.
+func (s *Store) scrubDue() (time.Time, bool) {
+	t, interval := &s.scrub.state, s.opts.Scrub.Interval
+	switch {
+	case t.Paused:
+		return time.Time{}, false
+	case t.isUnderWay():
+		return time.Time{}, interval > 0 || t.ByHand
+	}
+	return t.Finished.Add(interval), interval > 0
+}
+
+// scrubAll begins a scrub, or goes on with one, and ends it.
+func (s *Store) scrubAll() error {
+	ctx, stop := context.WithCancelCause(context.Background())
+	defer stop(nil)
+	if due, err := s.enterScrub(stop); !due || err != nil {
+		return err
+	}
+	err := s.scrubRest(ctx)
+	s.scrub.mu.Lock()
+	defer s.scrub.mu.Unlock()
+	s.scrub.stop = nil
+	if err == nil {
+		s.scrub.finish()
+		s.log.Info("scrub has ended", "objects", s.scrub.state.Paths, "bytes", s.scrub.state.Bytes, "damaged", len(s.scrub.findings))
+	}
+	return errors.Join(err, s.saveScrub())
+}
+
+// enterScrub notes that objects are being read, which stop ends; not if somebody has paused that.
+func (s *Store) enterScrub(stop context.CancelCauseFunc) (bool, error) {
+	s.scrub.mu.Lock()
+	defer s.scrub.mu.Unlock()
+	if due, ok := s.scrubDue(); !ok || time.Until(due) > 0 || s.isStopped() {
+		return false, nil
+	}
+	if !s.scrub.state.isUnderWay() {
+		s.scrub.begin()
+	}
+	if s.scrub.state.Position == "" {
+		s.log.Info("scrub begins")
+	}
+	if err := s.saveScrub(); err != nil {
+		return false, err
+	}
+	s.scrub.stop, s.scrub.since, s.scrub.before = stop, time.Now(), s.scrub.state.Bytes
+	return true, nil
+}
+
+// isStopped reports whether the store's goroutines are to end.
+func (s *Store) isStopped() bool {
 	select {
-	case <-timer.C:
-		return ctx.Err() == nil
-	case <-ctx.Done():
+	case <-s.stop:
+		return true
+	default:
 		return false
 	}
 }
 
-// scrubAll begins a scrub, or goes on with one, and ends it.
-func (s *Store) scrubAll(ctx context.Context) error {
+// stopScrub ends the run that there is, if any. None begins after stop is closed.
+func (s *Store) stopScrub() {
 	s.scrub.mu.Lock()
-	if state := &s.scrub.state; !state.Finished.IsZero() {
-		*state = Scrub{Began: time.Now(), Findings: state.Findings}
-		s.log.Info("scrub begins")
+	defer s.scrub.mu.Unlock()
+	if s.scrub.stop != nil {
+		s.scrub.stop(ErrClosed)
 	}
-	position, _ := meta.ParseDigest(s.scrub.state.Position)
-	begun := s.scrub.state.Position != ""
-	err := s.saveScrub()
-	s.scrub.mu.Unlock()
-	if err != nil {
-		return err
-	}
+}
+
+// scrubRest reads what is behind the position.
+func (s *Store) scrubRest(ctx context.Context) error {
 	nodes, err := s.verifyNodes(nil)
 	if err != nil {
 		return err
 	}
-	nodes = slices.DeleteFunc(nodes, func(n *node) bool { return begun && bytes.Compare(n.digest[:], position[:]) <= 0 })
+	s.scrub.mu.Lock()
+	nodes = slices.DeleteFunc(nodes, func(n *node) bool { return s.scrub.state.isPast(n.digest) })
+	s.scrub.mu.Unlock()
 	slices.SortFunc(nodes, func(a, b *node) int { return bytes.Compare(a.digest[:], b.digest[:]) })
-	saved := time.Now()
 	at := newPace(s.opts.Scrub.Rate)
+	defer s.seals.save()
 	for _, n := range nodes {
-		news, err := s.scrubOne(ctx, n, at)
-		if err != nil {
-			s.scrub.mu.Lock()
-			defer s.scrub.mu.Unlock()
-			return errors.Join(err, s.saveScrub())
-		}
-		if news || time.Since(saved) > scrubSaved {
-			s.seals.save()
-			s.scrub.mu.Lock()
-			err := s.saveScrub()
-			s.scrub.mu.Unlock()
-			if err != nil {
-				return err
-			}
-			saved = time.Now()
+		if err := s.scrubOne(ctx, n, at); err != nil {
+			return err
 		}
 	}
-	s.seals.save()
-	s.scrub.mu.Lock()
-	defer s.scrub.mu.Unlock()
-	state := &s.scrub.state
-	state.Finished = time.Now()
-	s.log.Info("scrub has ended", "objects", state.Paths, "bytes", state.Bytes, "damaged", len(state.Findings))
-	return s.saveScrub()
+	return nil
 }
 
-// scrubOne verifies an object and reports whether the findings have changed.
-func (s *Store) scrubOne(ctx context.Context, n *node, at *pace) (news bool, err error) {
-	var problem *Problem
-	v := verification{s: s, contents: true, pace: at, progress: func(int64) {}, report: func(p Problem) { problem = &p }}
+// scrubOne verifies an object.
+func (s *Store) scrubOne(ctx context.Context, n *node, at *pace) error {
+	v := verification{s: s, contents: true, pace: at, progress: func(int64) {}}
 	if err := v.check(ctx, n); err != nil {
-		return false, err
+		return err
 	}
 	s.scrub.mu.Lock()
 	defer s.scrub.mu.Unlock()
@@ -233,36 +419,8 @@ func (s *Store) scrubOne(ctx context.Context, n *node, at *pace) (news bool, err
 	state.Position = n.digest.String()
 	state.Paths += v.result.Paths
 	state.Bytes += v.result.Bytes
-	p := s.path(n)
-	i, known := state.find(p)
-	switch {
-	case problem == nil && known:
-		state.Findings = slices.Delete(state.Findings, i, i+1)
-		return true, nil
-	case problem == nil || known || len(state.Findings) >= maxScrubListed:
-		return false, nil
+	if !s.scrub.unsaved && time.Since(s.scrub.saved) < scrubSaved {
+		return nil
 	}
-	s.log.Error("an object is damaged; 'cairn store repair' mends it", "path", p.String(), "kind", string(problem.Kind), "error", problem.Err)
-	state.Findings = slices.Insert(state.Findings, i, ScrubFinding{p, problem.Kind, problem.Err.Error(), time.Now()})
-	failpoint.Hit("disk/scrub/found")
-	return true, nil
-}
-
-// find returns where a path's finding is, or would be.
-func (t *Scrub) find(p store.Path) (int, bool) {
-	return slices.BinarySearchFunc(t.Findings, p, func(f ScrubFinding, p store.Path) int { return cmp.Compare(f.Path.String(), p.String()) })
-}
-
-// mended drops the finding of an object that has new files.
-func (s *Store) mended(p store.Path) {
-	s.scrub.mu.Lock()
-	defer s.scrub.mu.Unlock()
-	i, known := s.scrub.state.find(p)
-	if !known {
-		return
-	}
-	s.scrub.state.Findings = slices.Delete(s.scrub.state.Findings, i, i+1)
-	if err := s.saveScrub(); err != nil {
-		s.log.Warn("the state of the scrub could not be saved", "error", err)
-	}
+	return s.saveScrub()
 }

@@ -29,18 +29,18 @@ func TestScrub(t *testing.T) {
 			return s
 		}
 		s := start()
-		if st, on := s.Scrub(); !on || st.Finished.IsZero() || st.Paths != 0 {
-			t.Errorf("a new store's scrub: %+v, %v", st, on)
+		if st := s.Scrub(); st.Running || st.Finished.IsZero() || st.Paths != 0 {
+			t.Errorf("a new store's scrub: %+v", st)
 		}
 		time.Sleep(24*time.Hour + 250*time.Second)
-		half, _ := s.Scrub()
-		if half.Paths < 1 || half.Paths > 3 || !half.Finished.IsZero() {
+		half := s.Scrub()
+		if half.Paths < 1 || half.Paths > 3 || !half.Finished.IsZero() || !half.Running || half.LeftPaths != 4-half.Paths || half.LeftBytes <= 0 || half.Speed <= 0 {
 			t.Errorf("in the middle: %+v", half)
 		}
 		s.Close()
 		s = start()
 		time.Sleep(350 * time.Second)
-		st, _ := s.Scrub()
+		st := s.Scrub()
 		if st.Paths != 4 || st.Finished.IsZero() || !st.Began.Equal(half.Began) {
 			t.Errorf("at the end: %+v", st)
 		}
@@ -49,17 +49,17 @@ func TestScrub(t *testing.T) {
 		}
 		s.Close()
 		s = start()
-		if st, _ := s.Scrub(); len(st.Findings) != 1 {
+		if st := s.Scrub(); len(st.Findings) != 1 {
 			t.Errorf("findings after a restart: %+v", st.Findings)
 		}
 		if err := s.Replace(t.Context(), paths[2], bytes.NewReader(twins(t, "twin2"))); err != nil {
 			t.Error(err)
 		}
-		if st, _ := s.Scrub(); len(st.Findings) != 0 {
+		if st := s.Scrub(); len(st.Findings) != 0 {
 			t.Errorf("findings after a repair: %+v", st.Findings)
 		}
 		time.Sleep(25 * time.Hour)
-		if st, _ := s.Scrub(); st.Paths != 4 || st.Finished.IsZero() || !st.Began.After(half.Began) || len(st.Findings) != 0 {
+		if st := s.Scrub(); st.Paths != 4 || st.Finished.IsZero() || !st.Began.After(half.Began) || len(st.Findings) != 0 {
 			t.Errorf("the next one: %+v", st)
 		}
 		s.Close()
@@ -72,4 +72,65 @@ func TestScrub(t *testing.T) {
 		t.Fatalf("a damaged state: %v", err)
 	}
 	closeStore(t, s)
+}
+
+// TestScrubByHand starts, pauses, resumes and waits for scrubs of a store that begins none by itself.
+func TestScrubByHand(t *testing.T) {
+	l := newLayout(t)
+	s := open(t, l)
+	addTwins(t, s, 4)
+	size := s.Size(nil)
+	closeStore(t, s)
+	opts := &disk.Options{Scrub: disk.ScrubOptions{Rate: size / 400}}
+	synctest.Test(t, func(t *testing.T) {
+		var s *disk.Store
+		start := func() {
+			var err error
+			if s, err = disk.Open(t.Context(), l, opts); err != nil {
+				t.Fatal(err)
+			}
+		}
+		do := func(err error) {
+			t.Helper()
+			if err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		start()
+		time.Sleep(time.Hour)
+		if st := s.Scrub(); st.Running || st.Paths != 0 || st.Finished.IsZero() {
+			t.Errorf("nobody has started it: %+v", st)
+		}
+		do(s.WaitScrub(t.Context()))
+		do(s.PauseScrub())
+		do(s.StartScrub())
+		time.Sleep(150 * time.Second)
+		half := s.Scrub()
+		if !half.Running || half.Paths < 1 || half.Paths > 2 {
+			t.Errorf("when it runs: %+v", half)
+		}
+		do(s.PauseScrub())
+		if st := s.Scrub(); st.Running || !st.Paused || st.Paths != half.Paths {
+			t.Errorf("when it is paused: %+v", st)
+		}
+		s.Close()
+		start()
+		time.Sleep(time.Hour)
+		if st := s.Scrub(); st.Running || !st.Paused || st.Paths != half.Paths {
+			t.Errorf("paused, after a restart: %+v", st)
+		}
+		do(s.ResumeScrub())
+		s.Close()
+		start()
+		do(s.WaitScrub(t.Context()))
+		if st := s.Scrub(); st.Running || st.Finished.IsZero() || st.Paths != 4 || st.LeftPaths != 0 || !st.Began.Equal(half.Began) {
+			t.Errorf("at the end: %+v", st)
+		}
+		time.Sleep(time.Hour)
+		if st := s.Scrub(); st.Running || !st.Began.Equal(half.Began) {
+			t.Errorf("long afterwards: %+v", st)
+		}
+		s.Close()
+	})
 }

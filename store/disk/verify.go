@@ -30,6 +30,8 @@ const (
 	Unreadable ProblemKind = "unreadable" // its files cannot be read
 )
 
+var errVanished = errors.New("has disappeared from the store")
+
 // Problem is something that Verify found wrong with a path.
 type Problem struct {
 	Path      store.Path
@@ -57,7 +59,7 @@ type VerifyResult struct {
 // Verify checks valid paths and calls report, one call at a time, for each thing that is wrong.
 // The error is for a verification that could not be finished. Paths deleted meanwhile are no problem.
 // An object without files is not valid any more, although it keeps its row (see Forget and Replace); one whose files are
-// there again, and with Contents as they were, is.
+// there again, and with Contents as they were, is. What is found is kept (finding.go), and with Contents dropped where it is so no longer.
 func (s *Store) Verify(ctx context.Context, opts *VerifyOptions, report func(Problem)) (VerifyResult, error) {
 	var o VerifyOptions
 	if opts != nil {
@@ -77,6 +79,7 @@ func (s *Store) Verify(ctx context.Context, opts *VerifyOptions, report func(Pro
 	if v.progress = o.Progress; v.progress == nil {
 		v.progress = func(int64) {}
 	}
+	defer s.keepFindings()
 	err = parallel(ctx, o.Workers, nodes, v.check)
 	s.seals.save()
 	return v.result, err
@@ -123,6 +126,7 @@ func (v *verification) check(ctx context.Context, n *node) error {
 		return nil
 	}
 	p := v.s.path(n)
+	stood := v.s.standing(p)
 	size, problem, err := v.object(ctx, p, n)
 	v.progress(size)
 	if cause := context.Cause(ctx); cause != nil {
@@ -140,6 +144,7 @@ func (v *verification) check(ctx context.Context, n *node) error {
 	v.result.Bytes += size
 	if problem != nil && !v.gone(n) {
 		v.result.Problems++
+		v.s.note(p, problem, stood)
 		if v.report != nil {
 			problem.Path = p
 			v.report(*problem)
@@ -181,14 +186,14 @@ func (v *verification) object(ctx context.Context, p store.Path, n *node) (int64
 	}
 	if _, err := os.Lstat(v.s.RealPath(p)); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
-			return 0, &Problem{Kind: Vanished, Err: fmt.Errorf("has disappeared from the store: %w", err)}, nil
+			return 0, &Problem{Kind: Vanished, Err: errVanished}, nil
 		}
 		return 0, &Problem{Kind: Unreadable, Err: err}, nil
 	}
 	var size int64
 	if v.contents || v.s.graph.lookup(n.digest) == nil {
 		var problem *Problem
-		if size, problem = v.s.read(ctx, p, o, v.pace); problem != nil {
+		if size, problem = v.s.inspect(ctx, p, o, v.pace); problem != nil {
 			return size, problem, nil
 		}
 	}
@@ -213,7 +218,8 @@ func (s *Store) Intact(ctx context.Context, p store.Path) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("read %s: %w", p, err)
 	}
-	_, problem := s.read(ctx, p, o, nil)
+	_, problem := s.inspect(ctx, p, o, nil)
+	s.keepFindings()
 	switch {
 	case context.Cause(ctx) != nil:
 		return false, context.Cause(ctx)
@@ -221,6 +227,16 @@ func (s *Store) Intact(ctx context.Context, p store.Path) (bool, error) {
 		return false, problem.Err
 	}
 	return problem == nil, nil
+}
+
+// inspect is read, and notes what it finds.
+func (s *Store) inspect(ctx context.Context, p store.Path, o *meta.Object, at *pace) (int64, *Problem) {
+	stood := s.standing(p)
+	size, problem := s.read(ctx, p, o, at)
+	if context.Cause(ctx) == nil {
+		s.note(p, problem, stood)
+	}
+	return size, problem
 }
 
 // read reads an object and says how many bytes that were and what is wrong with them. One that has a seal is compared with

@@ -332,12 +332,12 @@ func (r *rig) backups(t tester, want *state) {
 // findings checks that what a scrub has found is still known, or will be found again.
 func (r *rig) findings(t tester, s *disk.Store, want *state) {
 	t.Helper()
-	state, _ := s.Scrub()
+	state := s.Scrub()
 	for p := range want.found {
 		if _, err := s.Registered(p); err != nil {
 			continue // collected
 		}
-		known := slices.ContainsFunc(state.Findings, func(f disk.ScrubFinding) bool { return f.Path == p })
+		known := slices.ContainsFunc(state.Findings, func(f disk.Finding) bool { return f.Path == p })
 		if !known && !(state.Finished.IsZero() && state.Position < meta.DigestOf(p).String()) {
 			t.Errorf("%s was found to be damaged, and that is forgotten", p)
 		}

@@ -237,6 +237,9 @@ var operations = []struct {
 	{protocol.OpFollowLog, func(s *script) { s.e.Path(s.drv()) }},
 	{protocol.OpGCWhy, (*script).sendPath},
 	{protocol.OpStatus, func(*script) {}},
+	{protocol.OpScrub, func(s *script) {
+		s.e.Text(fmt.Sprintf(`{"action":%q}`, []string{"", "start", "pause", "resume", "else"}[s.IntN(5)]))
+	}},
 	{protocol.OpRoots, func(*script) {}},
 	{protocol.OpAddRoot, func(s *script) {
 		s.e.Text(fmt.Sprintf(`{"path":%q,"name":"root-%d","ttl":%d}`, s.path(), s.IntN(5), s.IntN(3)))

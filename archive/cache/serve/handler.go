@@ -90,6 +90,7 @@ func (s *Server) refuse(w *reply, r *http.Request, err error) {
 	}
 	w.Header().Del("Content-Length")
 	w.Header().Del("ETag")
+	w.Header().Del("Cache-Control")                // which is that of what would have come
 	http.Error(w, http.StatusText(status), status) // no more: an error may tell what is not for everybody
 }
 
