@@ -7,7 +7,7 @@
 //	REALDIR/.links/??/*       hard links to files of objects (optimise.go)
 //	REALDIR/.busy-*           says whose directories are written to (optimise.go); dealt with at start-up
 //	REALDIR/.trash/*          what is being deleted; removed at start-up
-//	REALDIR/.lost/*           what a rebuilt database does not know (rebuild.go); never removed
+//	REALDIR/.lost/*           what a rebuilt database does not know (rebuild.go), or a torn one (removeStray); never removed
 //	STATEDIR/db/              the database, see package meta
 //	STATEDIR/backups/         backups of the database (backup.go)
 //	STATEDIR/gcroots/**/.cairn-new-*    roots in the making (roots.go); removed at start-up
@@ -435,13 +435,32 @@ func (s *Store) recoverNames(names []string, found []atomic.Bool) (strays int, e
 			found[n.id].Store(true)
 		} else if s.isStray(name) {
 			strays++
-			if err := s.discard(filepath.Join(s.layout.RealDir, name)); err != nil {
+			if err := s.removeStray(name); err != nil {
 				return strays, err
 			}
 			failpoint.Hit("disk/recover/stray")
 		}
 	}
 	return strays, nil
+}
+
+// removeStray removes what is named like an object and has no row. When the database had an unfinished transaction, it goes to .lost: should damage
+// have been taken for a torn write, which nobody can tell when it meets the last second before a power cut alone (package meta), these are
+// the files of an object that somebody was told is valid. There are no more of them than objects in one transaction.
+func (s *Store) removeStray(name string) error {
+	path := filepath.Join(s.layout.RealDir, name)
+	if !s.db.Torn() || strings.HasPrefix(name, tempPrefix) {
+		return s.discard(path)
+	}
+	aside := filepath.Join(s.layout.RealDir, lostName)
+	if err := makeDir(aside, 0o700); err != nil {
+		return err
+	}
+	if exists(filepath.Join(aside, name)) { // since an earlier time
+		return s.discard(path)
+	}
+	s.log.Warn("keeping what the unfinished transaction was about; add it again, or delete it", "name", filepath.Join(aside, name))
+	return moveTree(path, filepath.Join(aside, name))
 }
 
 // nodeNamed returns the object whose name in the store directory is name.

@@ -1,9 +1,11 @@
 package disk_test
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"cairn/store/disk"
@@ -115,5 +117,58 @@ func TestNoDamageDeletesObjects(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestTornStraysAreKept starts after a transaction that was not finished: what it may have been about is set aside, and what else
+// an interrupted process left is removed.
+func TestTornStraysAreKept(t *testing.T) {
+	l := newLayout(t)
+	s := open(t, l)
+	object := l.RealPath(text(t, s, "kept", "do not lose me"))
+	db, dead := filepath.Join(l.StateDir, "db"), filepath.Join(l.StateDir, "dead")
+	if err := meta.Copy(dead, db); err != nil { // as when the process is killed
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.RemoveAll(db), os.Rename(dead, db)); err != nil {
+		t.Fatal(err)
+	}
+	stray := strings.Replace(object, "-kept", "-stray", 1)
+	stray = filepath.Join(filepath.Dir(stray), "0"+filepath.Base(stray)[1:])
+	for _, name := range []string{stray, filepath.Join(l.RealDir, ".tmp-1")} {
+		if err := os.WriteFile(name, nil, 0o444); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tear(t, filepath.Join(db, "00001.mem"))
+	s = open(t, l)
+	if n, _ := s.Count(); n != 1 {
+		t.Errorf("%d objects", n)
+	}
+	names, _ := filepath.Glob(filepath.Join(l.RealDir, ".lost", "*"))
+	if len(names) != 1 || filepath.Base(names[0]) != filepath.Base(stray) {
+		t.Errorf("set aside: %v", names)
+	}
+	if left, _ := filepath.Glob(filepath.Join(l.RealDir, ".tmp-*")); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	if err := os.RemoveAll(filepath.Join(l.RealDir, ".lost")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tear begins another transaction in a journal.
+func tear(t *testing.T, name string) {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(b[len(bytes.TrimRight(b, "\x00")):], "\x40\x00\x20\x20\x00begun")
+	if err := os.WriteFile(name, b, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
