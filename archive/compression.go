@@ -199,7 +199,8 @@ func newEncoder(w io.Writer, level, concurrency int) (*zstd.Encoder, error) {
 	case level >= highLevel:
 		window = ownWindow
 	}
-	return zstd.NewWriter(w, zstd.WithEncoderLevel(speed), zstd.WithEncoderConcurrency(concurrency), zstd.WithWindowSize(window), zstd.WithLowerEncoderMem(level < highLevel))
+	return zstd.NewWriter(w, zstd.WithEncoderLevel(speed), zstd.WithEncoderConcurrency(concurrency), zstd.WithWindowSize(window), zstd.WithLowerEncoderMem(level < highLevel),
+		zstd.WithAllLitEntropyCompression(true)) // the fastest level leaves base64 and hex as they are
 }
 
 // plain passes bytes through.

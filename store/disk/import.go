@@ -23,6 +23,7 @@ type Import struct {
 	again   bool
 	unpack  errgroup.Group // of small objects
 	failed  atomic.Bool    // one of them is wrong
+	left    int64          // bytes of them until free space is looked at again
 }
 
 // smallArchive is up to which size an archive is kept in memory until it is unpacked.
@@ -93,8 +94,11 @@ func (i *Import) later(info *store.Info, t *tree, r io.Reader) error {
 	if i.failed.Load() {
 		return i.unpack.Wait()
 	}
-	if err := i.s.Room(); err != nil {
-		return err
+	if i.left -= info.NarSize; i.left < 0 {
+		if err := i.s.Room(); err != nil {
+			return err
+		}
+		i.left = spaceInterval
 	}
 	archive := make([]byte, info.NarSize)
 	if _, err := io.ReadFull(r, archive); err != nil {
