@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -121,14 +122,23 @@ type optimisation struct {
 
 // loadPool reads which inodes are in the pool.
 func (op *optimisation) loadPool() error {
-	return op.s.eachLink(func(_ string, st *unix.Stat_t) error {
-		op.pool.Store(st.Ino, struct{}{})
+	return op.s.eachLink(context.Background(), func(l *link) error {
+		op.pool.Store(l.st.Ino, struct{}{})
 		return nil
 	})
 }
 
-// eachLink calls fn for every entry of the pool.
-func (s *Store) eachLink(fn func(path string, st *unix.Stat_t) error) error {
+// link is an entry of the pool.
+type link struct {
+	dir  *os.File
+	name string
+	st   unix.Stat_t
+}
+
+func (l *link) path() string { return filepath.Join(l.dir.Name(), l.name) }
+
+// eachLink calls fn for every entry of the pool, by several goroutines. The link is only lent.
+func (s *Store) eachLink(ctx context.Context, fn func(*link) error) error {
 	pool := filepath.Join(s.layout.RealDir, poolName)
 	shards, err := os.ReadDir(pool)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -137,28 +147,31 @@ func (s *Store) eachLink(fn func(path string, st *unix.Stat_t) error) error {
 	if err != nil {
 		return err
 	}
-	for _, shard := range shards {
-		err := readNames(filepath.Join(pool, shard.Name()), func(names []string) error {
-			for _, name := range names {
-				path := filepath.Join(pool, shard.Name(), name)
-				var st unix.Stat_t
-				if err := unix.Lstat(path, &st); err != nil {
-					if err == unix.ENOENT {
-						continue
-					}
-					return &os.PathError{Op: "lstat", Path: path, Err: err}
+	return parallel(ctx, runtime.GOMAXPROCS(0), shards, func(ctx context.Context, shard fs.DirEntry) error {
+		dir, err := os.Open(filepath.Join(pool, shard.Name()))
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+		l := link{dir: dir}
+		return namesIn(dir, func(names []string) error {
+			for _, l.name = range names {
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
 				}
-				if err := fn(path, &st); err != nil {
-					return err
+				err := retry(func() error { return unix.Fstatat(int(dir.Fd()), l.name, &l.st, unix.AT_SYMLINK_NOFOLLOW) })
+				if err == nil {
+					err = fn(&l)
+				} else if err == unix.ENOENT {
+					continue
+				}
+				if err != nil {
+					return fmt.Errorf("%s: %w", l.path(), err)
 				}
 			}
 			return nil
 		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	})
 }
 
 // visit optimises an object. What somebody is adding or deleting, or what is damaged, stays as it is.
@@ -314,21 +327,20 @@ func (s *Store) SweepLinks(ctx context.Context) (freed, saved int64, err error) 
 	if last := s.pool.swept.Load(); last != nil && last.events == events {
 		return 0, last.saved, nil
 	}
-	err = s.eachLink(func(path string, st *unix.Stat_t) error {
-		if err := context.Cause(ctx); err != nil {
-			return err
-		}
-		if st.Nlink > 1 {
-			saved += int64(st.Nlink-2) * st.Blocks * 512
+	var gone, shared atomic.Int64
+	err = s.eachLink(ctx, func(l *link) error {
+		if l.st.Nlink > 1 {
+			shared.Add(int64(l.st.Nlink-2) * l.st.Blocks * 512)
 			return nil
 		}
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := unix.Unlinkat(int(l.dir.Fd()), l.name, 0); err != nil && err != unix.ENOENT {
 			return err
 		}
 		failpoint.Hit("disk/sweep/link")
-		freed += st.Blocks * 512
+		gone.Add(l.st.Blocks * 512)
 		return nil
 	})
+	freed, saved = gone.Load(), shared.Load()
 	if err != nil {
 		return freed, saved, fmt.Errorf("sweep links: %w", err)
 	}
@@ -349,18 +361,16 @@ type LinkCheck struct {
 	Remove   bool // take damaged entries out
 }
 
-// VerifyLinks reads the pool and calls report for entries that are damaged. Objects that have such a file are damaged as
+// VerifyLinks reads the pool and calls report, one call at a time, for entries that are damaged. Objects that have such a file are damaged as
 // well, which Verify finds.
 func (s *Store) VerifyLinks(ctx context.Context, o LinkCheck, report func(BadLink)) error {
-	err := s.eachLink(func(path string, st *unix.Stat_t) error {
-		if err := context.Cause(ctx); err != nil {
-			return err
-		}
-		if o.Unshared && st.Nlink > 1 {
+	var mu sync.Mutex // held to report
+	err := s.eachLink(ctx, func(l *link) error {
+		if o.Unshared && l.st.Nlink > 1 {
 			return nil
 		}
-		name := filepath.Base(filepath.Dir(path)) + filepath.Base(path)
-		want, err := store.ParseHash("blake3:"+name, store.BLAKE3)
+		path := l.path()
+		want, err := store.ParseHash("blake3:"+filepath.Base(l.dir.Name())+l.name, store.BLAKE3)
 		if err != nil {
 			return nil // not ours
 		}
@@ -378,6 +388,8 @@ func (s *Store) VerifyLinks(ctx context.Context, o LinkCheck, report func(BadLin
 			}
 			bad.Removed = true
 		}
+		mu.Lock()
+		defer mu.Unlock()
 		report(bad)
 		return nil
 	})

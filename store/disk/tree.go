@@ -36,6 +36,11 @@ func readNames(path string, fn func([]string) error) error {
 		return err
 	}
 	defer f.Close()
+	return namesIn(f, fn)
+}
+
+// namesIn is readNames of an open directory.
+func namesIn(f *os.File, fn func([]string) error) error {
 	for {
 		names, err := f.Readdirnames(4096)
 		if len(names) > 0 {
