@@ -37,6 +37,9 @@ bytes still have the recorded hash; without PATH all objects, the pool of hard l
 and whether the store directory has files that nobody knows. An object whose files
 have disappeared and that nothing refers to is dropped from the database.
 
+What has been read before is compared by its BLAKE3 hash, which was taken of the same
+bytes as SHA-256 and is faster, and by SHA-256 again where that differs.
+
 What is wrong is listed, and the exit code is 1 if any of it is left.`,
 		Example: `  cairn store verify
   cairn store verify -r ./result
