@@ -14,6 +14,9 @@ import (
 // minRoom is the free space with which something that makes room may begin.
 const minRoom = 4 << 20
 
+// tablesDelay is how long a transaction waits on a full disk for tables to be made.
+const tablesDelay = 5 * time.Second
+
 // Names of the ballast.
 const (
 	ballastName       = "ballast"
@@ -113,7 +116,8 @@ func (d *DB) journalName(number int) string {
 	return filepath.Join(d.dir, fmt.Sprintf("%05d.mem", number))
 }
 
-// secure has the journal's place and the next journal ready.
+// secure has the journal's place and the next journal ready. It takes no room that a table may need which Badger is just making of an
+// older journal.
 func (d *DB) secure() error {
 	next := d.journalName(d.filling.number + 1)
 	fi, err := os.Stat(next)
@@ -123,7 +127,7 @@ func (d *DB) secure() error {
 		fi, err = os.Stat(next)
 	}
 	if !d.filling.secured {
-		if err := allocate(d.journalName(d.filling.number), os.O_WRONLY, d.journalRoom()); err != nil {
+		if err := d.allocate(d.journalName(d.filling.number), os.O_WRONLY); err != nil {
 			return err
 		}
 		d.filling.secured = true
@@ -131,11 +135,41 @@ func (d *DB) secure() error {
 	if !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if err := allocate(next, os.O_WRONLY|os.O_CREATE|os.O_EXCL, d.journalRoom()); err != nil {
+	if err := d.allocate(next, os.O_WRONLY|os.O_CREATE|os.O_EXCL); err != nil {
 		os.Remove(next)
 		return err
 	}
 	return nil
+}
+
+// allocate gives a journal its place, if there is room for that and for tables of the older ones.
+func (d *DB) allocate(name string, flags int) error {
+	free, err := Free(d.dir)
+	if err != nil {
+		return err
+	}
+	if free.Bytes < d.journalRoom()+int64(d.older())*d.opts.MemTableSize+minRoom/4 {
+		return &os.PathError{Op: "allocate", Path: name, Err: unix.ENOSPC}
+	}
+	return allocate(name, flags, d.journalRoom())
+}
+
+// older returns how many journals there are before that which is written to: of which Badger makes tables.
+func (d *DB) older() (n int) {
+	for number := d.filling.number - 1; number > 0; number-- {
+		if _, err := os.Stat(d.journalName(number)); err != nil {
+			break
+		}
+		n++
+	}
+	return n
+}
+
+// waitForTables waits a while until there are no older journals.
+func (d *DB) waitForTables() {
+	for begin := time.Now(); d.older() > 0 && time.Since(begin) < tablesDelay; {
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 // allocate gives the beginning of a file its place on the disk, whether the file is as long or not. Where the file system cannot, it does nothing.
@@ -162,14 +196,7 @@ func (d *DB) nearlyFull() bool { return d.filling.rows > d.opts.MemTableSize*3/4
 
 // unflushed returns the bytes of journals that are not in tables yet.
 func (d *DB) unflushed() int64 {
-	sum := d.filling.rows
-	for number := d.filling.number - 1; number > 0; number-- {
-		if _, err := os.Stat(d.journalName(number)); err != nil {
-			break
-		}
-		sum += d.opts.MemTableSize
-	}
-	return sum
+	return d.filling.rows + int64(d.older())*d.opts.MemTableSize
 }
 
 // roomToCommit reports why a transaction must not be tried: without the journal's place, or, when it may be the last in its journal, without
@@ -178,6 +205,7 @@ func (d *DB) roomToCommit() error {
 	err := d.secure()
 	if full(err) {
 		d.dropBallast()
+		d.waitForTables()
 		err = d.secure()
 	}
 	if err != nil && (!d.filling.secured || d.nearlyFull()) {

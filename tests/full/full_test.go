@@ -169,7 +169,11 @@ func (r *rig) cairn(t *testing.T, args ...string) string {
 // said is the end of what the daemon said.
 func (r *rig) said() string {
 	b, _ := os.ReadFile(r.log.Name())
-	return string(b[max(0, len(b)-4000):])
+	begin := max(0, len(b)-4000)
+	if died := bytes.LastIndex(b, []byte("unexpected fault address")); died >= 0 {
+		begin = died
+	}
+	return string(b[begin:min(len(b), begin+4000)])
 }
 
 // start starts the daemon and waits until it listens.
