@@ -175,7 +175,7 @@ func (r *rotation) check(t *testing.T) {
 	if lost > 0 {
 		t.Errorf("%d objects are not as was acknowledged", lost)
 	}
-	if r.refused == 0 || r.rotations < 10 || count < 100 {
+	if r.refused == 0 || r.rotations < 5 || count < 100 {
 		t.Errorf("too little happened")
 	}
 	t.Logf("%d transactions acknowledged, %d refused for want of space, %d journals, died %d times; lost %d", count, r.refused, r.rotations, r.died, lost)
