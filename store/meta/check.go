@@ -7,6 +7,8 @@ import (
 	"hash/crc32"
 	"os"
 	"path/filepath"
+	"runtime"
+	"sync/atomic"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/fb"
@@ -141,13 +143,20 @@ func checksum(b []byte) uint64 { return uint64(crc32.Checksum(b, castagnoli)) }
 
 // countObjects counts the rows of objects, and refuses fewer or more than the last transaction knew.
 func (d *DB) countObjects() error {
+	var count atomic.Int64
+	err := eachFirst(runtime.GOMAXPROCS(0), func() func(byte) error {
+		return func(first byte) error {
+			rows := int64(0)
+			defer func() { count.Add(rows) }()
+			return d.scan([]byte{tableObjects, first}, false, func(_, _ []byte) error { rows++; return nil })
+		}
+	})
+	if err != nil {
+		return err
+	}
+	d.objects = count.Load()
 	return d.badger.View(func(txn *badger.Txn) error {
 		d.acknowledged.Store(txn.ReadTs())
-		it := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{tableObjects}})
-		defer it.Close()
-		for it.Rewind(); it.ValidForPrefix([]byte{tableObjects}); it.Next() {
-			d.objects++
-		}
 		return checkCount(txn, d.objects)
 	})
 }

@@ -18,14 +18,22 @@ type Node struct {
 // Nodes calls fn for each object, from so many goroutines at once. Those whose digests have the same first byte come
 // one after the other, in order. The node is only lent.
 func (d *DB) Nodes(workers int, fn func(object Digest, n *Node) error) error {
+	return eachFirst(workers, func() func(byte) error {
+		var n Node
+		return func(first byte) error { return d.nodesFrom(first, &n, fn) }
+	})
+}
+
+// eachFirst calls what worker returns, for each of so many goroutines, for all first bytes of digests, until one call fails.
+func eachFirst(workers int, worker func() func(first byte) error) error {
 	var g errgroup.Group
 	var next atomic.Int32
 	var failed atomic.Bool
 	for range workers {
 		g.Go(func() error {
-			var n Node
+			fn := worker()
 			for first := next.Add(1) - 1; first < 256 && !failed.Load(); first = next.Add(1) - 1 {
-				if err := d.nodesFrom(byte(first), &n, fn); err != nil {
+				if err := fn(byte(first)); err != nil {
 					failed.Store(true)
 					return err
 				}
