@@ -297,7 +297,7 @@ func (x *session) sendable(paths []store.Path) error {
 
 // nars replies many archives at once, so that a closure takes one question.
 func (x *session) nars(ctx context.Context, paths []store.Path) (reply, error) {
-	if err := x.hold(paths...); err != nil {
+	if err := x.holdToSend(paths...); err != nil {
 		return nil, err
 	}
 	if err := x.sendable(paths); err != nil {

@@ -80,10 +80,8 @@ func (x *session) exportBundle(ctx context.Context, q bundleRequest) (reply, err
 	if err != nil {
 		return nil, err
 	}
-	for _, p := range q.paths {
-		if err := x.hold(p); err != nil {
-			return nil, err
-		}
+	if err := x.holdToSend(q.paths...); err != nil {
+		return nil, err
 	}
 	paths := q.paths
 	if q.closure {

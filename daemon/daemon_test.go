@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -550,6 +551,47 @@ func TestGarbage(t *testing.T) {
 	}
 	if _, err := other.CollectGarbage(ctx, &protocol.GCOptions{Action: protocol.GCDeleteSpecific, Paths: []store.Path{a.Path}, MaxFreed: protocol.NoLimit}); err == nil {
 		t.Error("a rooted path was deleted")
+	}
+}
+
+// TestReadingKeepsNothing collects what sessions that go on have read.
+func TestReadingKeepsNothing(t *testing.T) {
+	r := start(t, nil)
+	key, err := archive.GenerateKey("reader-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := key.WriteFile(filepath.Join(r.layout.ConfDir, "signing-key.sec")); err != nil {
+		t.Fatal(err)
+	}
+	ways := map[string]func(ctx context.Context, c *client.Conn, p store.Path) error{
+		"NAR": func(ctx context.Context, c *client.Conn, p store.Path) error { return c.NAR(ctx, p, io.Discard) },
+		"NARs": func(ctx context.Context, c *client.Conn, p store.Path) error {
+			return c.NARs(ctx, []store.Path{p}, func(store.Path) (io.Writer, error) { return io.Discard, nil })
+		},
+		"ExportBundle": func(ctx context.Context, c *client.Conn, p store.Path) error {
+			return c.ExportBundle(ctx, []store.Path{p}, true, io.Discard)
+		},
+	}
+	for name, read := range ways {
+		t.Run(name, func(t *testing.T) {
+			ctx := t.Context()
+			info, err := r.store.AddStream(ctx, name, store.Text, store.SHA256, nil, strings.NewReader(name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := r.dial()
+			if err := read(ctx, c, info.Path); err != nil {
+				t.Fatal(err)
+			}
+			if valid, err := c.IsValid(ctx, info.Path); err != nil || !valid { // the next request: the first is over
+				t.Fatalf("valid: %v, %v", valid, err)
+			}
+			res, err := r.dial().Collect(ctx, &protocol.GCRequest{}, nil)
+			if err != nil || !slices.Equal(res.Paths, []store.Path{info.Path}) {
+				t.Errorf("collected %+v, %v", res, err)
+			}
+		})
 	}
 }
 

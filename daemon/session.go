@@ -52,6 +52,7 @@ type session struct {
 	beat   *time.Timer       // of the next sign of life; nil: nobody wants one
 	within atomic.Bool       // a request
 	upload *wire.FrameReader // of the request under way
+	sent   *disk.Lease       // of what its reply is made of; nil: nothing
 	passed descriptors
 
 	mu     sync.Mutex // guards what follows
@@ -289,6 +290,21 @@ func (x *session) hold(ps ...store.Path) error {
 	return x.lease.Hold(ps...)
 }
 
+// holdToSend keeps paths alive until the request under way is answered: a session that only reads, perhaps for years, keeps nothing.
+func (x *session) holdToSend(ps ...store.Path) error {
+	if x.sent == nil {
+		x.sent = x.server.store.Lease(fmt.Sprintf("reader of uid %d pid %d", x.peer.UID, x.peer.PID), 0)
+	}
+	return x.sent.Hold(ps...)
+}
+
+func (x *session) releaseSent() {
+	if x.sent != nil {
+		x.sent.Release()
+		x.sent = nil
+	}
+}
+
 // request reads, checks, runs and answers. An error ends the session.
 func (x *session) request(op *operation) error {
 	x.within.Store(true)
@@ -297,6 +313,7 @@ func (x *session) request(op *operation) error {
 	x.upload = nil
 	defer x.memory.release()
 	defer x.passed.drop()
+	defer x.releaseSent()
 	run := op.handle(x)
 	framed := op.framed != 0 && x.d.Version >= protocol.Minor(op.framed)
 	inline := op.framed != 0 && !framed && (op.pulled == 0 || x.d.Version < protocol.Minor(op.pulled))

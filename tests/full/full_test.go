@@ -289,31 +289,34 @@ func (r *rig) valid(t *testing.T, c *client.Conn, paths []store.Path) {
 }
 
 // collect makes room, while the disk is full, and adds something.
-func (r *rig) collect(t *testing.T) {
+func (r *rig) collect(t *testing.T, garbage []store.Path) {
 	t.Helper()
-	r.deleteSome(t)
+	r.delete(t, garbage)
 	c := r.dial(t)
 	defer c.Close()
 	r.valid(t, c, r.kept)
 	r.keep(t, c) // serves again, without a restart
 }
 
-// deleteSome collects until something is found: what a session has added is held until it is over.
-func (r *rig) deleteSome(t *testing.T) {
+// delete collects until garbage is gone: a session holds what it has added until it is over, which a daemon notices when it gets to it.
+func (r *rig) delete(t *testing.T, garbage []store.Path) {
 	t.Helper()
 	c := r.dial(t)
 	defer c.Close()
-	for deadline := time.Now().Add(10 * time.Second); ; {
-		res, err := c.Collect(t.Context(), &protocol.GCRequest{}, nil)
-		if err != nil {
+	for deadline := time.Now().Add(time.Minute); ; {
+		if _, err := c.Collect(t.Context(), &protocol.GCRequest{}, nil); err != nil {
 			t.Fatalf("collect: %v\n%s", err, r.said())
 		}
 		r.alive(t)
-		if len(res.Paths) > 0 {
+		left, err := c.ValidPaths(t.Context(), garbage)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, r.said())
+		}
+		if len(left) == 0 {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("a collection found nothing")
+			t.Fatalf("collections leave %d of %d objects\n%s", len(left), len(garbage), r.said())
 		}
 	}
 }
@@ -328,7 +331,7 @@ func (r *rig) cycle(t *testing.T, c *client.Conn, added []store.Path) {
 	c = r.dial(t)
 	r.valid(t, c, added)
 	c.Close()
-	r.collect(t)
+	r.collect(t, added)
 }
 
 // additions fills the disk with objects, large ones and then small ones.
@@ -424,7 +427,7 @@ func (r *rig) builds(t *testing.T) {
 		t.Errorf("build after one that filled the disk: %v", err)
 	}
 	c.Close()
-	r.collect(t)
+	r.collect(t, []store.Path{done})
 }
 
 // otherProgram has another program fill the disk to the last byte, while additions go on, before the daemon starts, and again
@@ -463,7 +466,7 @@ func (r *rig) otherProgram(t *testing.T) {
 		r.refused(t, err)
 	}
 	c.Close()
-	r.deleteSome(t) // with the reserve, which is all that is left
+	r.delete(t, added) // with the reserve, which is all that is left
 	r.unhog(t)
 	c = r.dial(t)
 	r.keep(t, c)
