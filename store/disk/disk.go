@@ -415,7 +415,7 @@ func (s *Store) recover(ctx context.Context) error {
 		}
 		n.missing = true
 		p := s.path(n)
-		s.note(p, &Problem{Kind: Vanished, Err: errVanished}, standing{})
+		s.note(p, &Problem{Kind: Vanished, Err: errVanished}, nothing)
 		if missing++; missing <= 10 {
 			s.log.Error("object has disappeared from the store; add it again", "path", p.String())
 		}

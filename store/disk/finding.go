@@ -2,6 +2,7 @@ package disk
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"time"
 
@@ -81,7 +82,7 @@ func (c *scrubber) list(isOver func(Finding) bool) []Finding {
 		}
 		list = append(list, f)
 	}
-	c.open.Store(int64(len(c.findings)))
+	c.count()
 	slices.SortFunc(list, func(a, b Finding) int { return a.Path.Compare(b.Path) })
 	return list
 }
@@ -102,28 +103,52 @@ func (s *Store) isOver(f Finding) bool {
 	return false
 }
 
-// standing identifies what stands at an object's name: a replacement is something else.
-type standing struct {
-	dev, ino uint64
+// standing is a handle of what stands at an object's name. While it is open no replacement gets the same inode.
+type standing int
+
+const nothing standing = -1
+
+func (s *Store) standing(p store.Path) (standing, error) {
+	fd := -1
+	err := retry(func() (err error) {
+		fd, err = unix.Openat(int(s.dir.Fd()), p.Base(), unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		return nothing, &os.PathError{Op: "open", Path: s.RealPath(p), Err: err}
+	}
+	return standing(fd), nil
 }
 
-func (s *Store) standing(p store.Path) (at standing) {
-	var st unix.Stat_t
-	if unix.Fstatat(int(s.dir.Fd()), p.Base(), &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
-		at = standing{st.Dev, st.Ino}
+func (t standing) close() {
+	if t != nothing {
+		unix.Close(int(t))
 	}
-	return at
+}
+
+// stands reports whether it is still that which stands at the object's name.
+func (s *Store) stands(p store.Path, t standing) bool {
+	var now, then unix.Stat_t
+	err := unix.Fstatat(int(s.dir.Fd()), p.Base(), &now, unix.AT_SYMLINK_NOFOLLOW)
+	if t == nothing || err != nil {
+		return t == nothing && err == unix.ENOENT
+	}
+	return unix.Fstat(int(t), &then) == nil && now.Dev == then.Dev && now.Ino == then.Ino
 }
 
 // note keeps what reading an object has found, or drops what was known if that is nothing. What was read of files that have been replaced
-// since then, before whom read stood there, is no news.
+// since then, before whom read stood there, is no news. A replacement may come at any moment, and ends with mended: either what it put there
+// is seen here, or it sees that there may be a finding, and waits to drop it.
 func (s *Store) note(p store.Path, problem *Problem, read standing) {
+	failpoint.Hit("disk/scrub/read")
 	if problem == nil && s.scrub.open.Load() == 0 {
 		return
 	}
 	s.scrub.mu.Lock()
 	defer s.scrub.mu.Unlock()
-	if s.standing(p) != read {
+	s.scrub.open.Add(1)
+	defer s.scrub.count()
+	if !s.stands(p, read) {
 		return
 	}
 	f, known := s.scrub.findings[p]
@@ -150,6 +175,7 @@ func (s *Store) mended(p store.Path) {
 	if s.scrub.open.Load() == 0 {
 		return
 	}
+	failpoint.Hit("disk/scrub/mended")
 	s.scrub.mu.Lock()
 	defer s.scrub.mu.Unlock()
 	if _, known := s.scrub.findings[p]; known {

@@ -7,11 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"cairn/archive/nar"
 	"cairn/store"
 	"cairn/store/disk"
+	"cairn/store/failpoint"
 	"cairn/store/storetest"
 )
 
@@ -154,6 +156,81 @@ func TestDamagedIsMendedBy(t *testing.T) {
 			var got bytes.Buffer
 			if err := s.NAR(t.Context(), info.Path, &got); err != nil || !bytes.Equal(got.Bytes(), archive) {
 				t.Errorf("its archive: %v", err)
+			}
+		})
+	}
+}
+
+// TestReplacedWhileRead gives a damaged object other files just when what was read of the old ones is about to be noted, or is.
+func TestReplacedWhileRead(t *testing.T) {
+	archive := storetest.Tree("replaced")
+	replace := func(t *testing.T, s *disk.Store, info *store.Info) {
+		if err := s.Replace(t.Context(), info.Path, bytes.NewReader(archive)); err != nil {
+			t.Error(err)
+		}
+	}
+	again := func(t *testing.T, s *disk.Store, info *store.Info) { // often with the inode of what is deleted
+		if _, err := s.Delete(t.Context(), []store.Path{info.Path}); err != nil {
+			t.Error(err)
+		}
+		if err := s.Add(t.Context(), info, bytes.NewReader(archive)); err != nil {
+			t.Error(err)
+		}
+	}
+	intact := func(t *testing.T, s *disk.Store, info *store.Info) {
+		if _, err := s.Intact(t.Context(), info.Path); err != nil {
+			t.Error(err)
+		}
+	}
+	scrub := func(t *testing.T, s *disk.Store, _ *store.Info) {
+		if err := errors.Join(s.StartScrub(), s.WaitScrub(t.Context())); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, c := range []struct {
+		name, point  string
+		read, change func(t *testing.T, s *disk.Store, info *store.Info)
+	}{
+		{"scrub, read", "disk/scrub/read", scrub, replace},
+		{"scrub, found", "disk/scrub/found", scrub, replace},
+		{"Intact, read", "disk/scrub/read", intact, again},
+		{"Intact, found", "disk/scrub/found", intact, again},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := open(t, newLayout(t))
+			info := storetest.Source(s.Dir(), "replaced", archive)
+			if err := s.Add(t.Context(), info, bytes.NewReader(archive)); err != nil {
+				t.Fatal(err)
+			}
+			damage(t, filepath.Join(s.RealPath(info.Path), "bin", "run"))
+			changed, waits := make(chan struct{}), make(chan struct{}, 8)
+			var once sync.Once
+			failpoint.Arm(func(name string) error {
+				switch name {
+				case c.point:
+					once.Do(func() {
+						go func() {
+							defer close(changed)
+							c.change(t, s, info)
+						}()
+						select {
+						case <-changed:
+						case <-waits:
+						}
+					})
+				case "disk/scrub/mended":
+					waits <- struct{}{}
+				}
+				return nil
+			})
+			defer failpoint.Arm(nil)
+			c.read(t, s, info)
+			<-changed
+			if err := s.Damage(info.Path); err != nil {
+				t.Errorf("good files are refused: %v", err)
+			}
+			if found := problems(t, s); len(found) != 0 {
+				t.Errorf("found %v", found)
 			}
 		})
 	}

@@ -68,7 +68,7 @@ type ScrubStatus struct {
 
 // scrubber is the state of scrubbing.
 type scrubber struct {
-	open atomic.Int64  // findings: usually none, and then nobody needs the lock
+	open atomic.Int64  // findings, with one that is being noted: usually none, and then nobody needs the lock
 	news chan struct{} // says that there may be something else to do
 
 	mu       sync.Mutex // guards the rest and the file; before graph.mu
@@ -85,8 +85,11 @@ type scrubber struct {
 // changed notes that the state is another one. The caller has mu.
 func (c *scrubber) changed() {
 	c.unsaved = true
-	c.open.Store(int64(len(c.findings)))
+	c.count()
 }
+
+// count counts the findings. The caller has mu.
+func (c *scrubber) count() { c.open.Store(int64(len(c.findings))) }
 
 // save saves the state. What could not be saved is saved later. The caller has mu.
 func (c *scrubber) save(s *Store) {
@@ -222,7 +225,7 @@ func (s *Store) loadScrub() {
 		}
 		state.Findings = nil
 		s.scrub.state = state
-		s.scrub.open.Store(int64(len(s.scrub.findings)))
+		s.scrub.count()
 		if state.isUnderWay() {
 			s.scrub.ended = make(chan struct{})
 		}

@@ -19,7 +19,8 @@ func TestScrub(t *testing.T) {
 	size := s.Size(nil)
 	closeStore(t, s)
 	damage(t, filepath.Join(l.RealPath(paths[2]), "dir", "own")) // equal files of others are one with it
-	opts := &disk.Options{Scrub: disk.ScrubOptions{Interval: 24 * time.Hour, Rate: size / 400}}
+	const every = 30 * time.Minute                               // not days: Badger looks around twenty times in each second of the test's clock
+	opts := &disk.Options{Scrub: disk.ScrubOptions{Interval: every, Rate: size / 400}}
 	synctest.Test(t, func(t *testing.T) {
 		start := func() *disk.Store {
 			s, err := disk.Open(t.Context(), l, opts)
@@ -32,7 +33,7 @@ func TestScrub(t *testing.T) {
 		if st := s.Scrub(); st.Running || st.Finished.IsZero() || st.Paths != 0 {
 			t.Errorf("a new store's scrub: %+v", st)
 		}
-		time.Sleep(24*time.Hour + 250*time.Second)
+		time.Sleep(every + 250*time.Second)
 		half := s.Scrub()
 		if half.Paths < 1 || half.Paths > 3 || !half.Finished.IsZero() || !half.Running || half.LeftPaths != 4-half.Paths || half.LeftBytes <= 0 || half.Speed <= 0 {
 			t.Errorf("in the middle: %+v", half)
@@ -58,7 +59,7 @@ func TestScrub(t *testing.T) {
 		if st := s.Scrub(); len(st.Findings) != 0 {
 			t.Errorf("findings after a repair: %+v", st.Findings)
 		}
-		time.Sleep(25 * time.Hour)
+		time.Sleep(every + every/2)
 		if st := s.Scrub(); st.Paths != 4 || st.Finished.IsZero() || !st.Began.After(half.Began) || len(st.Findings) != 0 {
 			t.Errorf("the next one: %+v", st)
 		}

@@ -126,8 +126,9 @@ func (v *verification) check(ctx context.Context, n *node) error {
 		return nil
 	}
 	p := v.s.path(n)
-	stood := v.s.standing(p)
-	size, problem, err := v.object(ctx, p, n)
+	stood, lost := v.s.standing(p)
+	defer stood.close()
+	size, problem, err := v.object(ctx, p, n, stood, lost)
 	v.progress(size)
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
@@ -175,8 +176,8 @@ func (v *verification) gone(n *node) bool {
 	return n.gone
 }
 
-// object returns how many bytes it read and what is wrong.
-func (v *verification) object(ctx context.Context, p store.Path, n *node) (int64, *Problem, error) {
+// object returns how many bytes it read and what is wrong. What stands at the object's name is known, or why that is not.
+func (v *verification) object(ctx context.Context, p store.Path, n *node, stood standing, lost error) (int64, *Problem, error) {
 	o, err := v.s.db.Object(n.digest)
 	if errors.Is(err, meta.ErrNotFound) && v.gone(n) {
 		return 0, nil, nil
@@ -184,16 +185,16 @@ func (v *verification) object(ctx context.Context, p store.Path, n *node) (int64
 	if err != nil {
 		return 0, nil, err
 	}
-	if _, err := os.Lstat(v.s.RealPath(p)); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
+	if lost != nil {
+		if errors.Is(lost, fs.ErrNotExist) {
 			return 0, &Problem{Kind: Vanished, Err: errVanished}, nil
 		}
-		return 0, &Problem{Kind: Unreadable, Err: err}, nil
+		return 0, &Problem{Kind: Unreadable, Err: lost}, nil
 	}
 	var size int64
 	if v.contents || v.s.graph.lookup(n.digest) == nil {
 		var problem *Problem
-		if size, problem = v.s.inspect(ctx, p, o, v.pace); problem != nil {
+		if size, problem = v.s.inspect(ctx, p, o, stood, v.pace); problem != nil {
 			return size, problem, nil
 		}
 	}
@@ -218,7 +219,9 @@ func (s *Store) Intact(ctx context.Context, p store.Path) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("read %s: %w", p, err)
 	}
-	_, problem := s.inspect(ctx, p, o, nil)
+	stood, _ := s.standing(p)
+	defer stood.close()
+	_, problem := s.inspect(ctx, p, o, stood, nil)
 	s.keepFindings()
 	switch {
 	case context.Cause(ctx) != nil:
@@ -229,9 +232,8 @@ func (s *Store) Intact(ctx context.Context, p store.Path) (bool, error) {
 	return problem == nil, nil
 }
 
-// inspect is read, and notes what it finds.
-func (s *Store) inspect(ctx context.Context, p store.Path, o *meta.Object, at *pace) (int64, *Problem) {
-	stood := s.standing(p)
+// inspect is read, and notes what it finds of what stood there before.
+func (s *Store) inspect(ctx context.Context, p store.Path, o *meta.Object, stood standing, at *pace) (int64, *Problem) {
 	size, problem := s.read(ctx, p, o, at)
 	if context.Cause(ctx) == nil {
 		s.note(p, problem, stood)

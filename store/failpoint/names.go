@@ -68,6 +68,8 @@ var Names = []string{
 	"disk/root/removed",        // a root that has expired or is replaced is gone
 	"disk/root/renamed",        // it has its own
 	"disk/scrub/found",         // a damaged object is noted, and nobody knows
+	"disk/scrub/mended",        // an object has other files, and what is known of the old ones, if anything is, is about to go
+	"disk/scrub/read",          // an object has been read; what was found is not noted
 	"disk/scrub/saved",         // how far the scrub is has its name
 	"disk/scrub/written",       // it is durable below a temporary name
 	"disk/sweep/link",          // an entry of the pool is gone
