@@ -93,7 +93,7 @@ func runCacheServe(ctx context.Context, env *Env, o *cacheServeOptions) error {
 	})
 }
 
-// poolSource is the store behind a daemon.
+// poolSource is the store behind a daemon, without what that knows to be damaged.
 type poolSource struct{ *client.Pool }
 
 func (p *poolSource) ByDigest(ctx context.Context, digest string) (*store.Info, error) {
@@ -106,7 +106,13 @@ func (p *poolSource) ByDigest(ctx context.Context, digest string) (*store.Info, 
 		if path.IsZero() {
 			return fmt.Errorf("object with digest %s: %w", digest, store.ErrNotValid)
 		}
-		info, err = c.Info(ctx, path)
+		if info, err = c.Info(ctx, path); err != nil {
+			return err
+		}
+		whole, err := c.ValidPaths(ctx, []store.Path{path})
+		if err == nil && len(whole) == 0 {
+			err = fmt.Errorf("%s is damaged, or has just gone; to mend it: cairn store repair %s: %w", path, path, cacheserve.ErrWithheld)
+		}
 		return err
 	})
 	return info, err

@@ -77,8 +77,11 @@ func (s *Server) refuse(w *reply, r *http.Request, err error) {
 	status := http.StatusInternalServerError
 	if e, ok := errors.AsType[errRefused](err); ok {
 		status = e.status
-	} else if errors.Is(err, store.ErrNotValid) {
+	} else if errors.Is(err, store.ErrNotValid) || errors.Is(err, ErrWithheld) {
 		status = http.StatusNotFound
+	}
+	if errors.Is(err, ErrWithheld) {
+		s.opts.Logger.Warn("refused", "path", r.URL.Path, "error", err)
 	}
 	switch status {
 	case http.StatusInternalServerError:
@@ -264,10 +267,10 @@ func (s *Server) packed(w *reply, r *http.Request, d *described) error {
 	return c.Close()
 }
 
-// copy writes an object's archive, and forgets objects that are gone.
+// copy writes an object's archive, and forgets objects that cannot be read: they may be gone, or withheld, since they were described.
 func (s *Server) copy(ctx context.Context, w io.Writer, d *described) error {
 	err := s.source.NAR(ctx, d.info.Path, w)
-	if errors.Is(err, store.ErrNotValid) {
+	if err != nil && !errors.Is(err, errSectionDone) {
 		s.objects.forget(d.info.Path.Digest())
 	}
 	return err

@@ -38,6 +38,9 @@ import (
 	"cairn/store"
 )
 
+// ErrWithheld says that an object is there and not given away. For clients it is not there, and the log says why.
+var ErrWithheld = errors.New("not served")
+
 // Source is the store that is served. It is used by many requests at a time. What is not there is store.ErrNotValid.
 type Source interface {
 	store.Reader

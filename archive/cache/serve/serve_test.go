@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -33,6 +35,7 @@ type shelf struct {
 	asked atomic.Int64
 	hold  chan struct{} // not nil: archives wait for it
 	fail  bool          // archives break in the middle
+	keep  atomic.Bool   // nothing is given away
 }
 
 func newShelf(tb testing.TB) (*shelf, []*store.Info) {
@@ -70,6 +73,9 @@ func (s *shelf) Info(ctx context.Context, p store.Path) (*store.Info, error) {
 
 func (s *shelf) ByDigest(_ context.Context, digest string) (*store.Info, error) {
 	s.asked.Add(1)
+	if s.keep.Load() {
+		return nil, fmt.Errorf("%s is damaged: %w", digest, serve.ErrWithheld)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if i := s.infos[digest]; i != nil {
@@ -79,6 +85,9 @@ func (s *shelf) ByDigest(_ context.Context, digest string) (*store.Info, error) 
 }
 
 func (s *shelf) NAR(ctx context.Context, p store.Path, w io.Writer) error {
+	if s.keep.Load() {
+		return errors.New("it is damaged")
+	}
 	if s.hold != nil {
 		select {
 		case <-s.hold:
@@ -310,6 +319,35 @@ func TestRefuses(t *testing.T) {
 	resp.Body.Close()
 	if resp.StatusCode != 413 {
 		t.Errorf("content: %d", resp.StatusCode)
+	}
+}
+
+// TestWithheld has objects found to be damaged after one was described: it is forgotten when its archive cannot be read, and is not there then.
+func TestWithheld(t *testing.T) {
+	s, infos := newShelf(t)
+	var log bytes.Buffer
+	url := start(t, s, &serve.Options{Logger: slog.New(slog.NewTextHandler(&log, nil)), Fresh: time.Hour})
+	narInfo := url + "/" + infos[0].Path.Digest() + ".narinfo"
+	archive := url + "/nar/" + infos[0].Path.Digest() + "-" + infos[0].NarHash.Nix32() + ".nar"
+	if resp, _ := get(t, "GET", narInfo); resp.StatusCode != 200 {
+		t.Fatal(resp.Status)
+	}
+	s.keep.Store(true)
+	if resp, _ := get(t, "GET", archive); resp.StatusCode != 500 {
+		t.Errorf("an archive that cannot be read: %s", resp.Status)
+	}
+	for _, u := range []string{narInfo, archive, archive + ".zst", url + "/" + infos[0].Path.Digest() + ".ls"} {
+		log.Reset()
+		if resp, body := get(t, "GET", u); resp.StatusCode != 404 || strings.Contains(string(body), "damaged") {
+			t.Errorf("%s: %s: %s", u, resp.Status, body)
+		}
+		if !strings.Contains(log.String(), "is damaged") {
+			t.Errorf("%s: log %q", u, log.String())
+		}
+	}
+	s.keep.Store(false)
+	if resp, _ := get(t, "GET", narInfo); resp.StatusCode != 200 {
+		t.Errorf("mended: %s", resp.Status)
 	}
 }
 
