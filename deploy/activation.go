@@ -23,7 +23,7 @@ import (
 
 // activation is what the agent asks the `activate` program of a system to do. That program is the cairn of the system's
 // own closure, so that each system is switched to, and undone, by the logic it was made with. It is asked with one JSON
-// value and answers with JSON replies, one per line, the last of which is done.
+// value, which it refuses unless it knows all of its fields, and answers with JSON replies, one per line, the last of which is done.
 type activation struct {
 	Op       string           `json:"op"` // plan, switch, confirm, status
 	System   string           `json:"system"`
@@ -133,16 +133,17 @@ func follow(r io.Reader, event func(*Reply)) (*Reply, error) {
 // runActivation is the other end of delegate. Writing to somebody who has gone is no reason to stop.
 func runActivation(ctx context.Context, rw io.ReadWriter) error {
 	c := new(activation)
-	if err := json.NewDecoder(io.LimitReader(rw, maxRequest)).Decode(c); err != nil {
-		return fmt.Errorf("activate: read what to do: %w", err)
-	}
+	err := decodeRequest(io.LimitReader(rw, maxRequest), c)
 	var mu sync.Mutex // guards the output
 	say := func(p *Reply) {
 		mu.Lock()
 		defer mu.Unlock()
 		json.NewEncoder(rw).Encode(p)
 	}
-	r, err := c.perform(ctx, say)
+	var r *SwitchReply
+	if err == nil {
+		r, err = c.perform(ctx, say)
+	}
 	p := &Reply{Switch: r, Done: true}
 	if err != nil {
 		p.Error = newFailure(err)

@@ -103,21 +103,26 @@ func (a *agent) serve(ctx context.Context) error {
 	}
 	for !a.broken {
 		q, err := ReadRequest(a.in)
-		if errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		switch {
+		case err == nil, errors.Is(err, ErrNotUnderstood):
+		case errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
 			return nil
-		}
-		if err != nil {
+		default:
 			return fmt.Errorf("agent: read request: %w", err)
 		}
-		if err := a.answer(ctx, q); err != nil {
+		if err := a.answer(ctx, q, err); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (a *agent) answer(ctx context.Context, q *Request) error {
-	p, err := a.perform(ctx, q)
+// answer does what is asked for, unless that is not understood.
+func (a *agent) answer(ctx context.Context, q *Request, err error) error {
+	var p *Reply
+	if a.broken = err != nil; err == nil {
+		p, err = a.perform(ctx, q)
+	}
 	if err != nil {
 		p = &Reply{Error: newFailure(err)}
 	}

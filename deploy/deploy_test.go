@@ -207,6 +207,54 @@ func TestDifferences(t *testing.T) {
 	}
 }
 
+// TestNewerRequestIsRefused asks for what only a later cairn knows.
+func TestNewerRequestIsRefused(t *testing.T) {
+	refused := func(f *deploy.Failure, field string) {
+		t.Helper()
+		if f == nil || !strings.Contains(f.Text, deploy.ErrNotUnderstood.Error()) || !strings.Contains(f.Text, field) {
+			t.Errorf("answered with %+v", f)
+		}
+	}
+	for _, question := range []string{
+		`{"op":"switch","system":"/cairn/store/7h7qgvs4kgzsn8a6rb273saxyqh4jxlz-system","gently":true}`,
+		`{"op":"status","system":"","session":{"User":"u","SSH":true,"gently":1},"stateDir":"/nowhere","storeDir":"/cairn/store","program":"/p"}`,
+	} {
+		var out bytes.Buffer
+		if err := deploy.Main(t.Context(), []string{"activate"}, strings.NewReader(question), &out, nil); err != nil {
+			t.Fatal(err)
+		}
+		var p deploy.Reply
+		if err := json.Unmarshal(out.Bytes(), &p); err != nil || !p.Done {
+			t.Fatalf("%v: %q", err, out.String())
+		}
+		refused(p.Error, "gently")
+	}
+	layout, err := disk.NewLayout(t.TempDir(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var in, out bytes.Buffer
+	w := wire.NewWriter(&in)
+	for _, question := range []string{`{"op":"ping","gently":true}`, `{"op":"ping"}`} {
+		w.Bytes([]byte(question))
+	}
+	if err := w.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if err := deploy.Serve(t.Context(), &in, &out, deploy.Agent{Layout: layout, Program: "/nowhere"}); err != nil {
+		t.Error(err)
+	}
+	r := wire.NewReader(strings.NewReader(strings.TrimPrefix(out.String(), deploy.Banner)))
+	p, err := deploy.ReadReply(r)
+	if err != nil || !p.Done {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	refused(p.Error, "gently")
+	if p, err := deploy.ReadReply(r); err == nil {
+		t.Errorf("the agent goes on: %+v", p)
+	}
+}
+
 func FuzzRequest(f *testing.F) {
 	for _, q := range []deploy.Request{{Op: "hello", Token: "t"}, {Op: "missing", Paths: []string{"/cairn/store/x"}}, {Op: "switch", Within: 60}} {
 		var b bytes.Buffer

@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,7 +21,11 @@ import (
 //
 // Reply sizes and request sizes are bounded. The protocol's number is part of the banner; both ends are the same binary
 // as a rule (the coordinator brings its own), so a number that differs is an error and not negotiated.
-// After an import that failed the agent ends: it does not read the rest of the bundle.
+// After an import that failed the agent ends: it does not read the rest of the bundle. So it does after a request that it did not understand.
+//
+// A request with a field that the receiver does not know is refused, here and by the `activate` program of a system (activation.go), which may be
+// much older: without that field something else would be done than is asked for. Hence a field that is not set is not sent.
+// In replies such fields are passed over.
 const (
 	banner     = "\ncairn-agent 1\n"
 	maxNoise   = 64 << 10 // what may precede the banner
@@ -113,27 +118,39 @@ func writeMessage(w *wire.Writer, v any) error {
 	return w.Flush()
 }
 
-// ReadRequest reads one request.
+// ReadRequest reads one request. Its error is ErrNotUnderstood when there was one that is none, or of another cairn.
 func ReadRequest(r *wire.Reader) (*Request, error) {
+	b, err := r.Bytes(maxRequest)
+	if err != nil {
+		return nil, err
+	}
 	q := new(Request)
-	return q, readMessage(r, maxRequest, q)
+	return q, decodeRequest(bytes.NewReader(b), q)
+}
+
+// ErrNotUnderstood says that nothing was done of a request.
+var ErrNotUnderstood = errors.New("the cairn that is asked does not understand all of the request, and does nothing; is it older than the one that asks?")
+
+func decodeRequest(r io.Reader, q any) error {
+	d := json.NewDecoder(r)
+	d.DisallowUnknownFields()
+	if err := d.Decode(q); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotUnderstood, err)
+	}
+	return nil
 }
 
 // ReadReply reads one reply.
 func ReadReply(r *wire.Reader) (*Reply, error) {
-	p := new(Reply)
-	return p, readMessage(r, maxReply, p)
-}
-
-func readMessage(r *wire.Reader, limit int, v any) error {
-	b, err := r.Bytes(limit)
+	b, err := r.Bytes(maxReply)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := json.Unmarshal(b, v); err != nil {
-		return fmt.Errorf("decode message: %w", err)
+	p := new(Reply)
+	if err := json.Unmarshal(b, p); err != nil {
+		return nil, fmt.Errorf("decode reply: %w", err)
 	}
-	return nil
+	return p, nil
 }
 
 // skipNoise reads up to and including the banner: login shells may say things first.
