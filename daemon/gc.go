@@ -254,11 +254,7 @@ func (x *session) collectWith(ctx context.Context, opts gc.Options) (*protocol.G
 }
 
 // collect collects as our own client asks for it.
-func (x *session) collect(ctx context.Context, request string) (reply, error) {
-	var q protocol.GCRequest
-	if err := decode(request, &q); err != nil {
-		return nil, fmt.Errorf("collect garbage: request: %w", err)
-	}
+func (x *session) collect(ctx context.Context, q *protocol.GCRequest) (reply, error) {
 	if q.MaxFreed < 0 {
 		return nil, fmt.Errorf("collect garbage: max-freed is negative")
 	}

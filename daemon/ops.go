@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -37,14 +38,19 @@ func on[T any](read func(*protocol.Decoder) T, run func(*session, context.Contex
 	}
 }
 
-// readJSON reads a request that is JSON, which decode understands.
-func readJSON(d *protocol.Decoder) string { return d.Text(protocol.MaxValue) }
-
-// decode refuses fields that it does not know: without them something else would be done than the client asks for.
-func decode(request string, v any) error {
-	d := json.NewDecoder(strings.NewReader(request))
-	d.DisallowUnknownFields()
-	return d.Decode(v)
+// onJSON is on for a request that is JSON. It refuses fields that it does not know: without them something else would be done than the client
+// asks for.
+func onJSON[T any](run func(*session, context.Context, *T) (reply, error)) func(*session) runner {
+	read := func(d *protocol.Decoder) string { return d.Text(protocol.MaxValue) }
+	return on(read, func(x *session, ctx context.Context, request string) (reply, error) {
+		q := new(T)
+		d := json.NewDecoder(strings.NewReader(request))
+		d.DisallowUnknownFields()
+		if err := d.Decode(q); err != nil {
+			return nil, fmt.Errorf("read request: %w", err)
+		}
+		return run(x, ctx, q)
+	})
 }
 
 // none reads a request without fields.
@@ -102,16 +108,16 @@ var operations = []operation{
 	{op: protocol.OpFollowLog, name: "FollowLog", verb: archive.Connect, feature: protocol.FeatureCairn, long: true, handle: on(readPath, (*session).followLog)},
 	{op: protocol.OpGCWhy, name: "GCWhy", verb: archive.Connect, feature: protocol.FeatureCairn, long: true, handle: on(readPath, (*session).gcWhy)},
 	{op: protocol.OpStatus, name: "Status", verb: archive.Connect, feature: protocol.FeatureCairn, handle: on(none, (*session).status)},
-	{op: protocol.OpCollectGarbage2, name: "CollectGarbage2", verb: archive.Connect, feature: protocol.FeatureCairn, long: true, handle: on(readJSON, (*session).collect)},
+	{op: protocol.OpCollectGarbage2, name: "CollectGarbage2", verb: archive.Connect, feature: protocol.FeatureCairn, long: true, handle: onJSON((*session).collect)},
 	{op: protocol.OpQueryClosure, name: "QueryClosure", verb: archive.Connect, feature: protocol.FeatureCairn, handle: on((*protocol.Decoder).Paths, (*session).queryClosure)},
-	{op: protocol.OpVerify, name: "Verify", verb: archive.Verify, feature: protocol.FeatureCairn, long: true, handle: on(readJSON, (*session).verify)},
+	{op: protocol.OpVerify, name: "Verify", verb: archive.Verify, feature: protocol.FeatureCairn, long: true, handle: onJSON((*session).verify)},
 	{op: protocol.OpOptimise, name: "Optimise", verb: archive.Verify, feature: protocol.FeatureCairn, long: true, handle: on(none, (*session).optimise)},
 	{op: protocol.OpNARs, name: "NARs", verb: archive.Connect, feature: protocol.FeatureCairn, handle: on((*protocol.Decoder).PathList, (*session).nars)},
 	{op: protocol.OpQueryClosurePaths, name: "QueryClosurePaths", verb: archive.Connect, feature: protocol.FeatureCairn, handle: on((*protocol.Decoder).Paths, (*session).queryClosurePaths)},
-	{op: protocol.OpScrub, name: "Scrub", verb: archive.Verify, feature: protocol.FeatureCairn, long: true, handle: on(readJSON, (*session).scrub)},
+	{op: protocol.OpScrub, name: "Scrub", verb: archive.Verify, feature: protocol.FeatureCairn, long: true, handle: onJSON((*session).scrub)},
 	{op: protocol.OpRoots, name: "Roots", verb: archive.Connect, feature: protocol.FeatureCairn, long: true, handle: on(none, (*session).roots)},
-	{op: protocol.OpAddRoot, name: "AddRoot", verb: archive.Root, feature: protocol.FeatureCairn, handle: on(readJSON, (*session).addRoot)},
-	{op: protocol.OpDeleteRoots, name: "DeleteRoots", verb: archive.Root, feature: protocol.FeatureCairn, handle: on(readJSON, (*session).deleteRoots)},
+	{op: protocol.OpAddRoot, name: "AddRoot", verb: archive.Root, feature: protocol.FeatureCairn, handle: onJSON((*session).addRoot)},
+	{op: protocol.OpDeleteRoots, name: "DeleteRoots", verb: archive.Root, feature: protocol.FeatureCairn, handle: onJSON((*session).deleteRoots)},
 	{op: protocol.OpAddOpen, name: "AddOpen", verb: archive.Add, feature: protocol.FeatureDescriptor, long: true, handle: on(readOpen, (*session).addOpen)},
 	{op: protocol.OpAddSized, name: "AddSized", verb: archive.Add, feature: protocol.FeatureCairn, framed: 38, handle: on(readSized, (*session).addSized)},
 }

@@ -42,11 +42,7 @@ func (x *session) roots(ctx context.Context, _ struct{}) (reply, error) {
 }
 
 // addRoot keeps an object for the peer's user.
-func (x *session) addRoot(_ context.Context, request string) (reply, error) {
-	var q protocol.AddRootRequest
-	if err := decode(request, &q); err != nil {
-		return nil, fmt.Errorf("add root: request: %w", err)
-	}
+func (x *session) addRoot(_ context.Context, q *protocol.AddRootRequest) (reply, error) {
 	r := disk.NamedRoot{UID: x.peer.UID, Name: q.Name, Path: q.Path}
 	if q.TTL < 0 || q.TTL > int64(maxTTL/time.Second) {
 		return nil, fmt.Errorf("add root: time to live of %d seconds is negative or above %d", q.TTL, maxTTL/time.Second)
@@ -65,11 +61,7 @@ func (x *session) addRoot(_ context.Context, request string) (reply, error) {
 const maxTTL = 100 * 365 * 24 * time.Hour
 
 // deleteRoots deletes roots of the peer's user, or those of another if it may pin.
-func (x *session) deleteRoots(_ context.Context, request string) (reply, error) {
-	var q protocol.DeleteRootsRequest
-	if err := decode(request, &q); err != nil {
-		return nil, fmt.Errorf("delete roots: request: %w", err)
-	}
+func (x *session) deleteRoots(_ context.Context, q *protocol.DeleteRootsRequest) (reply, error) {
 	uid := x.peer.UID
 	if q.UID != nil && *q.UID != uid {
 		uid = *q.UID

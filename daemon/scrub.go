@@ -10,11 +10,7 @@ import (
 )
 
 // scrub starts, pauses or resumes the verification in the background, and says how far it is.
-func (x *session) scrub(ctx context.Context, request string) (reply, error) {
-	var q protocol.ScrubRequest
-	if err := decode(request, &q); err != nil {
-		return nil, fmt.Errorf("scrub: request: %w", err)
-	}
+func (x *session) scrub(ctx context.Context, q *protocol.ScrubRequest) (reply, error) {
 	s := x.server.store
 	err := error(nil)
 	switch q.Action {

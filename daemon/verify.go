@@ -32,11 +32,7 @@ func (x *session) verifyStore(ctx context.Context, q *protocol.VerifyRequest) (r
 }
 
 // verify verifies as our own client asks for it: it learns what is wrong from the answer.
-func (x *session) verify(ctx context.Context, request string) (reply, error) {
-	var q protocol.VerifyRequest
-	if err := decode(request, &q); err != nil {
-		return nil, fmt.Errorf("verify: request: %w", err)
-	}
+func (x *session) verify(ctx context.Context, q *protocol.VerifyRequest) (reply, error) {
 	lines := json.NewEncoder(x.tunnel)
 	var plan func(protocol.Finding)
 	var untold error
@@ -46,7 +42,7 @@ func (x *session) verify(ctx context.Context, request string) (reply, error) {
 			untold = errors.Join(untold, lines.Encode(f))
 		}
 	}
-	r, err := x.verifyWith(ctx, &q, nil, plan)
+	r, err := x.verifyWith(ctx, q, nil, plan)
 	if err = errors.Join(err, untold); err != nil {
 		return nil, err
 	}
