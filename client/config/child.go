@@ -307,7 +307,7 @@ func startChild(ctx context.Context, file string, opts *Options) (*child, error)
 	}
 	o.Cairn = program
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	cmd.Env = []string{childVariable + "=1", "GOTRACEBACK=none", "GOGC=200"}
+	cmd.Env = []string{childVariable + "=1", "GOTRACEBACK=none", "GOGC=200", "GORACE=atexit_sleep_ms=0"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	c := &child{file: file, cmd: cmd, print: opts.Print, stderr: &tail{}, ctx: ctx, heap: o.MaxHeap}
 	if c.heap == 0 {

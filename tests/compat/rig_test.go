@@ -306,7 +306,7 @@ func (w *world) side(t *testing.T, name, conf string) *side {
 	s.env = []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + filepath.Join(base, "home"), "NIX_STORE_DIR=" + w.dir, "NIX_STATE_DIR=" + s.state,
 		"NIX_LOG_DIR=" + filepath.Join(s.state, "log"), "NIX_CONF_DIR=" + filepath.Join(base, "conf"), "NIX_PATH=", "LC_ALL=C", "TERM=dumb",
-		"NIX_LOCALSTATE_DIR=" + s.state, "XDG_CACHE_HOME=" + filepath.Join(base, "cache"),
+		"NIX_LOCALSTATE_DIR=" + s.state, "XDG_CACHE_HOME=" + filepath.Join(base, "cache"), "GORACE=" + os.Getenv("GORACE"),
 	}
 	return s
 }

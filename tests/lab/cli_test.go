@@ -201,6 +201,7 @@ func (l *line) enter(n int, script string) {
 // TestCommandLine gives the real program bad input that only hosts can give. Each time the exit status is that of the table,
 // what is printed names the machine, what is wrong and the next step, and the hosts are as before.
 func TestCommandLine(t *testing.T) {
+	t.Parallel()
 	l := newLine(t, 3)
 	l.fleet()
 	first := l.run(0, "deploy", "fleet.star")

@@ -245,6 +245,7 @@ func (c *coordinator) plain(seconds, motd string) store.Path {
 
 // TestDeploy is the way that the whole project is about: five hosts, and what may go wrong on them.
 func TestDeploy(t *testing.T) {
+	t.Parallel()
 	c := newCoordinator(t, 5)
 	network := func(n int, addr string) (system.Spec, []store.Path) {
 		spec, refs := c.plainSystem("10001", "one\n")
@@ -351,6 +352,7 @@ func (c *coordinator) broken(one, four store.Path, network func(int, string) (sy
 
 // TestDeployAccess is about the way in: users, sudo, host keys.
 func TestDeployAccess(t *testing.T) {
+	t.Parallel()
 	c := newCoordinator(t, 2)
 	sys := c.plain("10001", "one\n")
 	pub, err := os.ReadFile(c.Identity() + ".pub")
@@ -473,6 +475,7 @@ echo 'echo Welcome to $(hostname), in the middle of your stream' >> /home/easy/.
 
 // TestDeployLink cuts the connection in the middle of things.
 func TestDeployLink(t *testing.T) {
+	t.Parallel()
 	c := newCoordinator(t, 1)
 	h := c.Hosts[0]
 	once := func(step, text string, do func()) deploy.Observer {

@@ -13,6 +13,7 @@ import (
 // TestHandOver rolls back from a system made with one cairn to a system made with another: the older one's own
 // program makes the switch.
 func TestHandOver(t *testing.T) {
+	t.Parallel()
 	h := lab.New(t, 1, nil).Host("h1")
 	for _, version := range []string{"1.0", "2.0"} {
 		program, err := os.Open(versioned(t, version))

@@ -172,7 +172,7 @@ func (h *Host) supervise(cmd *exec.Cmd) {
 
 // Wait returns when the host's sshd lets root in.
 func (h *Host) Wait(ctx context.Context) error {
-	limit := time.Minute
+	limit := 2 * time.Minute
 	if h.lab.kernel != "" {
 		limit = 3 * time.Minute
 	}
@@ -180,7 +180,7 @@ func (h *Host) Wait(ctx context.Context) error {
 	defer cancel()
 	var last error
 	for ctx.Err() == nil {
-		try, done := context.WithTimeout(ctx, 5*time.Second)
+		try, done := context.WithTimeout(ctx, 30*time.Second)
 		if last = h.banner(try); last == nil {
 			if _, last = h.Run(try, "true"); last == nil {
 				done()
@@ -196,6 +196,8 @@ func (h *Host) Wait(ctx context.Context) error {
 
 // banner waits for the first bytes of an sshd.
 func (h *Host) banner(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
 	conn, err := h.lab.Dial(ctx, "tcp", h.Addr()+":22")
 	if err != nil {
 		return err
@@ -281,7 +283,7 @@ func (h *Host) Enter(ctx context.Context, argv ...string) (string, error) {
 		return "", fmt.Errorf("enter %s: is down", h.Name)
 	}
 	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"-t", strconv.Itoa(pid), "-m", "-u", "-i", "-n", "-p", "--"}, argv...)...)
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"}
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "GORACE=" + os.Getenv("GORACE")}
 	return output(cmd, nil, h.Name, argv)
 }
 

@@ -210,6 +210,7 @@ var cutMoments = []struct {
 // TestKernelPowerCut cuts the power of a host with a disk of its own in the middle of switches and additions:
 // what was not brought to the disk is lost, and what was acknowledged must have been brought there.
 func TestKernelPowerCut(t *testing.T) {
+	t.Parallel()
 	h := newCutHost(t)
 	h.check("first")
 	interrupted := 0

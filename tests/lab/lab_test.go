@@ -14,6 +14,7 @@ import (
 )
 
 func TestLab(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 2, nil)
 	ctx := t.Context()
 	h1, h2 := l.Hosts[0], l.Hosts[1]
@@ -88,7 +89,7 @@ func TestLab(t *testing.T) {
 			t.Fatal(err)
 		}
 		h1.Run(ctx, "systemctl", "reboot") // may or may not see the connection end
-		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 		defer cancel()
 		for ctx.Err() == nil {
 			if out, err := h1.Run(ctx, "sh", "-c", "test ! -e /run/before && cat /var/kept"); err == nil && out == "kept\n" {
@@ -136,6 +137,7 @@ func TestSweep(t *testing.T) {
 }
 
 func TestSideBySide(t *testing.T) {
+	t.Parallel()
 	a, b := lab.New(t, 1, nil), lab.New(t, 1, nil)
 	for _, l := range []*lab.Lab{a, b} {
 		if out, err := l.Hosts[0].Run(t.Context(), "hostname"); err != nil || out != "h1\n" {
