@@ -18,6 +18,7 @@ package crash
 import (
 	"bytes"
 	"context"
+	"debug/elf"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
@@ -27,6 +28,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -43,7 +45,9 @@ func TestMain(m *testing.M) {
 	config.Init()
 	role := os.Getenv("CAIRN_CRASH_ROLE")
 	if role == "" {
-		os.Exit(m.Run())
+		code := m.Run()
+		os.RemoveAll(plainDir)
+		os.Exit(code)
 	}
 	if err := play(role); err != nil {
 		fmt.Fprintln(os.Stderr, role+":", err)
@@ -88,7 +92,7 @@ func rounds(t *testing.T, otherwise int) int {
 // TestKill kills at random moments.
 func TestKill(t *testing.T) {
 	n := rounds(t, 5)
-	r := newRig(t)
+	r := newRig(t, plainProgram(t))
 	for i := range n {
 		r.round(t)
 		if t.Failed() {
@@ -101,6 +105,7 @@ func TestKill(t *testing.T) {
 
 // rig is the store under test.
 type rig struct {
+	program                string // which is daemon and driver
 	root, bundles, journal string
 	layout                 disk.Layout
 	verified, rooted       int
@@ -108,10 +113,10 @@ type rig struct {
 	verbs                  map[string]int
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t *testing.T, program string) *rig {
 	t.Helper()
 	dir := tempDir(t)
-	r := &rig{root: filepath.Join(dir, "r"), bundles: filepath.Join(dir, "bundles"), journal: filepath.Join(dir, "journal")}
+	r := &rig{program: program, root: filepath.Join(dir, "r"), bundles: filepath.Join(dir, "bundles"), journal: filepath.Join(dir, "journal")}
 	var err error
 	if r.layout, err = disk.NewLayout(r.root, noEnv); err != nil {
 		t.Fatal(err)
@@ -171,16 +176,58 @@ func (r *rig) makeBundles(t tester, source string) {
 	}
 }
 
-// process is this test binary in another role.
-func process(ctx context.Context, role string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", args...)
+// thisProgram is this test's own, with the race detector if it has that.
+const thisProgram = "/proc/self/exe"
+
+// plainDir is where plain has built; TestMain removes it.
+var plainDir string
+
+// plain is this test's program without the race detector and without libraries: a host's kernel can start it, and it is several times
+// faster. Who is killed would report no race.
+var plain = sync.OnceValues(func() (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	f, err := elf.Open(self)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	if f.Section(".interp") == nil {
+		return self, nil
+	}
+	if plainDir, err = os.MkdirTemp("", "crash"); err != nil {
+		return "", err
+	}
+	program := filepath.Join(plainDir, "crash.test")
+	cmd := exec.Command("go", "test", "-c", "-o", program, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%s: %w\n%s", cmd, err, out)
+	}
+	return program, nil
+})
+
+func plainProgram(t *testing.T) string {
+	t.Helper()
+	program, err := plain()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return program
+}
+
+// process is the program in another role than the test's.
+func (r *rig) process(ctx context.Context, role string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, r.program, args...)
 	cmd.Env = append(os.Environ(), "CAIRN_CRASH_ROLE="+role)
 	return cmd
 }
 
 func (r *rig) cairn(t tester, stdin string, args ...string) string {
 	t.Helper()
-	cmd := process(t.Context(), "cli", args...)
+	cmd := r.process(t.Context(), "cli", args...)
 	cmd.Stdin = strings.NewReader(stdin)
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
@@ -220,7 +267,7 @@ func (r *rig) daemon(t tester, points string, settings ...string) *daemonProcess
 	for _, s := range settings {
 		args = append(args, "--option", s)
 	}
-	d := &daemonProcess{cmd: process(t.Context(), "cli", args...), gone: make(chan struct{})}
+	d := &daemonProcess{cmd: r.process(t.Context(), "cli", args...), gone: make(chan struct{})}
 	d.cmd.Env = append(d.cmd.Env, "CAIRN_CRASH_POINTS="+points)
 	d.cmd.Stderr = &d.log
 	if err := d.cmd.Start(); err != nil {
@@ -278,7 +325,7 @@ func (r *rig) drive(t tester, load, points string, env ...string) string {
 }
 
 func (r *rig) driver(t tester, load, points string) *exec.Cmd {
-	cmd := process(t.Context(), "driver", r.root, r.bundles, r.journal, load)
+	cmd := r.process(t.Context(), "driver", r.root, r.bundles, r.journal, load)
 	cmd.Env = append(cmd.Env, "CAIRN_CRASH_POINTS="+points)
 	return cmd
 }

@@ -161,7 +161,7 @@ func TestPoints(t *testing.T) {
 			}
 			t.Run(l.name, func(t *testing.T) {
 				t.Parallel()
-				r := newRig(t)
+				r := newRig(t, plainProgram(t))
 				for n := range seeds {
 					for _, point := range sorted(plan[l.name]) {
 						r.killAt(t, l, point, plan[l.name][point], start+uint64(n), count)
@@ -200,7 +200,7 @@ func sorted(m map[string]int) []string {
 	return names
 }
 
-// discover runs each load once and returns how often it comes past each failpoint.
+// discover runs each load once, under the race detector if the test is, and returns how often it comes past each failpoint.
 func discover(t *testing.T) map[string]map[string]int {
 	plan := map[string]map[string]int{}
 	var mu sync.Mutex
@@ -211,7 +211,7 @@ func discover(t *testing.T) map[string]map[string]int {
 			}
 			t.Run(l.name, func(t *testing.T) {
 				t.Parallel()
-				r := newRig(t)
+				r := newRig(t, thisProgram)
 				r.daemon(t, "").kill() // what only the first one does is not counted
 				file := filepath.Join(t.TempDir(), "passed")
 				if errs, _ := r.runLoad(t, l, "count:"+file); errs != "" {
@@ -294,10 +294,12 @@ func (r *rig) runLoad(t *testing.T, l *load, points string) (string, bool) {
 	} else {
 		<-d.gone // it dies, and the driver has seen that first
 	}
-	if errs != "" {
-		errs += "daemon:\n" + d.log.String()
+	dead := d.killed()
+	d.kill()
+	if text := d.log.String(); errs != "" || strings.Contains(text, "DATA RACE") {
+		errs += "daemon:\n" + text
 	}
-	return errs, d.killed()
+	return errs, dead
 }
 
 // killAt runs a load until it is killed at a failpoint, has the next start killed, too, perhaps, and checks.
@@ -359,7 +361,7 @@ func TestErrors(t *testing.T) {
 				names = names[len(names)-1:]
 			}
 			for _, name := range names {
-				r := newRig(t)
+				r := newRig(t, thisProgram)
 				var points []string
 				for n := range 5 {
 					points = append(points, fmt.Sprintf("error:%s:%d", point, n*2+1))

@@ -2,7 +2,6 @@ package crash
 
 import (
 	"context"
-	"debug/elf"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -71,6 +70,7 @@ func TestPower(t *testing.T) {
 	}
 	for i, fs := range fileSystems {
 		t.Run(fs.name, func(t *testing.T) {
+			t.Parallel()
 			if _, err := exec.LookPath(fs.make[0]); err != nil {
 				t.Skipf("%v; apt-get install %s", err, fs.needs)
 			}
@@ -114,7 +114,7 @@ func (h *powerRig) run(t *testing.T) *powerResult {
 			t.Fatal(err)
 		}
 	}
-	h.program(t, filepath.Join(root, "init"))
+	run(t, "cp", plainProgram(t), filepath.Join(root, "init"))
 	run(t, "cp", "/bin/busybox", filepath.Join(root, "bin/busybox")) // for builders
 	h.disks(t)
 	log, err := os.Create(filepath.Join(h.dir, "log"))
@@ -165,27 +165,5 @@ func run(t *testing.T, args ...string) {
 	t.Helper()
 	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", args, err, out)
-	}
-}
-
-// program puts this test's program where the host's kernel finds it: one that needs no libraries.
-func (h *powerRig) program(t *testing.T, to string) {
-	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := elf.Open(self)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	cmd := exec.Command("cp", self, to)
-	if f.Section(".interp") != nil {
-		cmd = exec.Command("go", "test", "-c", "-o", to, ".")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v\n%s", cmd, err, out)
 	}
 }

@@ -107,7 +107,7 @@ func record(t *hostTester, load time.Duration) (r *rig, err error) {
 	if err := mountStore(device); err != nil {
 		return nil, err
 	}
-	r = &rig{root: filepath.Join(mountAt, "r"), bundles: "/tmp/bundles", journal: "/tmp/journal", powerCut: true}
+	r = &rig{program: thisProgram, root: filepath.Join(mountAt, "r"), bundles: "/tmp/bundles", journal: "/tmp/journal", powerCut: true}
 	if r.layout, err = disk.NewLayout(r.root, noEnv); err != nil {
 		return nil, err
 	}
