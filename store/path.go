@@ -147,14 +147,19 @@ func CheckName(name string) error {
 		return fmt.Errorf("name %q is reserved", name)
 	}
 	for i := range len(name) {
-		c := name[i]
-		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("+-._?=", c) >= 0 {
-			continue
+		if c := name[i]; !nameChars[c] {
+			return fmt.Errorf("name %q contains %q; allowed are letters, digits and +-._?=", clip(name), c)
 		}
-		return fmt.Errorf("name %q contains %q; allowed are letters, digits and +-._?=", clip(name), c)
 	}
 	return nil
 }
+
+var nameChars = func() (t [256]bool) {
+	for c := range t {
+		t[c] = c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("+-._?=", byte(c)) >= 0
+	}
+	return t
+}()
 
 func checkBase(base string) error {
 	if len(base) < DigestLen+2 || base[DigestLen] != '-' {

@@ -9,7 +9,11 @@
 // Source: the "nix32" section of the format notes; vectors made by nix 2.8.0.
 package base32
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
 
 // Alphabet lists the 32 digits in order of value.
 const Alphabet = "0123456789abcdfghijklmnpqrsvwxyz"
@@ -44,29 +48,36 @@ func Encode(src []byte) string {
 }
 
 // Decode returns the bytes that s encodes.
-func Decode(s string) ([]byte, error) {
+func Decode(s string) ([]byte, error) { return AppendDecode(nil, s) }
+
+// AppendDecode appends the bytes that s encodes to dst. Eight digits are five bytes.
+func AppendDecode(dst []byte, s string) ([]byte, error) {
 	size := len(s) * 5 / 8
 	if EncodedLen(size) != len(s) {
 		return nil, fmt.Errorf("decode base-32 %q: no digest has %d digits", clip(s), len(s))
 	}
-	out := make([]byte, size)
-	for i := range len(s) {
-		v := values[s[i]]
-		if v == 0xff {
+	dst = slices.Grow(dst, size)
+	for end := len(s); end > 0; end -= 8 {
+		digits := s[max(end-8, 0):end]
+		x, all := uint64(0), byte(0)
+		for i := range len(digits) {
+			v := values[digits[i]]
+			x, all = x<<5|uint64(v&31), all|v
+		}
+		if all == 0xff {
+			i := strings.IndexFunc(s, func(r rune) bool { return !strings.ContainsRune(Alphabet, r) })
 			return nil, fmt.Errorf("decode base-32 %q: character %q is not in the alphabet", clip(s), s[i])
 		}
-		bit := (len(s) - 1 - i) * 5
-		at, shift := bit/8, bit%8
-		wide := uint16(v) << shift
-		out[at] |= byte(wide)
-		carry := byte(wide >> 8)
-		if at+1 < size {
-			out[at+1] |= carry
-		} else if carry != 0 {
-			return nil, fmt.Errorf("decode base-32 %q: bits set beyond %d bytes", clip(s), size)
+		for range min(5, size) {
+			dst = append(dst, byte(x))
+			x >>= 8
+			size--
+		}
+		if x != 0 {
+			return nil, fmt.Errorf("decode base-32 %q: bits set beyond %d bytes", clip(s), len(s)*5/8)
 		}
 	}
-	return out, nil
+	return dst, nil
 }
 
 // Valid reports whether s consists of digits only.

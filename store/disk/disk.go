@@ -213,7 +213,8 @@ func (s *Store) open(ctx context.Context) (err error) {
 	}
 	s.opts.Meta.NoSync = s.opts.NoSync
 	s.opts.Meta.Fresh = func() error { return checkEmpty(s.layout) }
-	if err := s.openDatabase(); err != nil {
+	loading, err := s.openDatabase()
+	if err != nil {
 		return err
 	}
 	if err := s.heedMark(); err != nil {
@@ -223,7 +224,7 @@ func (s *Store) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.loadScrub()
-	if err := s.load(); err != nil {
+	if err := s.load(loading); err != nil {
 		return err
 	}
 	if err := s.recover(ctx); err != nil {
@@ -233,16 +234,24 @@ func (s *Store) open(ctx context.Context) (err error) {
 }
 
 // openDatabase opens it, on a full disk after making room with what an interrupted process has left.
-func (s *Store) openDatabase() (err error) {
-	s.db, err = meta.Open(databaseDir(s.layout), s.layout.Dir, &s.opts.Meta)
+func (s *Store) openDatabase() (*loading, error) {
+	l, err := s.tryDatabase()
 	if !errors.Is(err, ErrNoSpace) {
-		return err
+		return l, err
 	}
 	if n := s.removeTemps(); n > 0 {
 		s.log.Warn("disk is full: removed what an interrupted process had left", "names", n)
-		s.db, err = meta.Open(databaseDir(s.layout), s.layout.Dir, &s.opts.Meta)
+		l, err = s.tryDatabase()
 	}
-	return err
+	return l, err
+}
+
+func (s *Store) tryDatabase() (l *loading, err error) {
+	l = new(loading)
+	opts := s.opts.Meta
+	opts.Node = l.read
+	s.db, err = meta.Open(databaseDir(s.layout), s.layout.Dir, &opts)
+	return l, err
 }
 
 // removeTemps removes what nobody needs who knows the database or not, and returns how many there were.
@@ -383,9 +392,6 @@ func writePID(f *os.File) error {
 // recover compares the store directory with the graph: what has no row is a stray and goes, a row
 // without an object is not valid.
 func (s *Store) recover(ctx context.Context) error {
-	if err := s.finishInterrupted(); err != nil {
-		return err
-	}
 	if err := s.dropNewRoots(); err != nil {
 		return err
 	}
@@ -394,16 +400,41 @@ func (s *Store) recover(ctx context.Context) error {
 	var count atomic.Int64
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
-	err := readNames(s.layout.RealDir, func(names []string) error {
+	var names, interrupted []string
+	look := func() {
+		some := names
+		names = make([]string, 0, namesAtOnce)
 		g.Go(func() error {
-			strays, err := s.recoverNames(names, found)
+			strays, err := s.recoverNames(some, found)
 			count.Add(int64(strays))
 			return err
 		})
+	}
+	err := readNames(s.layout.RealDir, func(some []string) error {
+		for _, name := range some {
+			if isInterrupted(name) {
+				interrupted = append(interrupted, name)
+			} else if names = append(names, name); len(names) == namesAtOnce {
+				look()
+			}
+		}
 		return context.Cause(ctx)
 	})
+	look()
 	if err := cmp.Or(g.Wait(), err); err != nil {
 		return err
+	}
+	for _, name := range interrupted {
+		given, err := s.finish(name)
+		if err != nil {
+			return err
+		}
+		failpoint.Hit("disk/recover/finished")
+		strays, err := s.recoverNames(given, found)
+		if err != nil {
+			return err
+		}
+		count.Add(int64(strays))
 	}
 	if n := count.Load(); n > 0 {
 		s.log.Info("removed what an interrupted process had left", "strays", n)
@@ -427,18 +458,28 @@ func (s *Store) recover(ctx context.Context) error {
 	return s.emptyTrash(trash)
 }
 
+// namesAtOnce is how many names recover looks up at once: some for each page of the graph, so that a page is found once for all of them.
+const namesAtOnce = 1 << 16
+
 // recoverNames notes which objects have the names, and removes strays, which it counts.
 func (s *Store) recoverNames(names []string, found []atomic.Bool) (strays int, err error) {
-	for i, n := range s.graph.namedEach(names) {
-		name := names[i]
-		if n != nil {
-			found[n.id].Store(true)
-		} else if s.isStray(name) {
-			strays++
-			if err := s.removeStray(name); err != nil {
-				return strays, err
+	var near [256][]string // by first byte of their digests, as the graph is when it has just been loaded
+	for _, name := range names {
+		d, _ := meta.ParseDigest(name[:min(len(name), store.DigestLen)])
+		near[d[0]] = append(near[d[0]], name)
+	}
+	for _, names := range near {
+		for i, n := range s.graph.namedEach(names) {
+			name := names[i]
+			if n != nil {
+				found[n.id].Store(true)
+			} else if s.isStray(name) {
+				strays++
+				if err := s.removeStray(name); err != nil {
+					return strays, err
+				}
+				failpoint.Hit("disk/recover/stray")
 			}
-			failpoint.Hit("disk/recover/stray")
 		}
 	}
 	return strays, nil

@@ -164,7 +164,7 @@ func (s *Store) exchange(temp, final string) (string, error) {
 }
 
 // exchangeInSteps is exchange for file systems that cannot do it at once. There is a moment without the object,
-// which finishInterrupted ends after a crash.
+// which finish ends after a crash.
 func (s *Store) exchangeInSteps(temp, final string) (string, error) {
 	next := filepath.Join(filepath.Dir(final), nextPrefix+filepath.Base(final))
 	if err := os.Rename(temp, next); err != nil {
@@ -183,44 +183,32 @@ func (s *Store) exchangeInSteps(temp, final string) (string, error) {
 	return old, os.Rename(next, final)
 }
 
-// finishInterrupted ends what a crash has interrupted between its steps: replacements, and the linking of files.
-func (s *Store) finishInterrupted() error {
-	var names []string
-	if err := readNames(s.layout.RealDir, func(some []string) error {
-		for _, name := range some {
-			if strings.HasPrefix(name, nextPrefix) || strings.HasPrefix(name, busyPrefix) {
-				names = append(names, name)
-			}
-		}
-		return nil
-	}); err != nil {
-		return err
-	}
-	for _, name := range names {
-		finish := s.finishNext
-		if strings.HasPrefix(name, busyPrefix) {
-			finish = s.finishBusy
-		}
-		if err := finish(filepath.Join(s.layout.RealDir, name)); err != nil {
-			return err
-		}
-		failpoint.Hit("disk/recover/finished")
-	}
-	return nil
+// isInterrupted reports whether a name in the store directory says that something was between two steps: a replacement, or the linking of files.
+func isInterrupted(name string) bool {
+	return strings.HasPrefix(name, nextPrefix) || strings.HasPrefix(name, busyPrefix)
 }
 
-func (s *Store) finishNext(next string) error {
-	final := filepath.Join(s.layout.RealDir, strings.TrimPrefix(filepath.Base(next), nextPrefix))
+// finish ends what a crash has interrupted, and returns a name that there may not have been before.
+func (s *Store) finish(interrupted string) (given []string, err error) {
+	path := filepath.Join(s.layout.RealDir, interrupted)
+	if object, ok := strings.CutPrefix(interrupted, busyPrefix); ok {
+		return nil, s.finishBusy(path, object)
+	}
+	object := strings.TrimPrefix(interrupted, nextPrefix)
+	return []string{object}, s.finishNext(path, object)
+}
+
+func (s *Store) finishNext(next, object string) error {
+	final := filepath.Join(s.layout.RealDir, object)
 	if !absent(final) {
 		return s.discard(next)
 	}
 	return os.Rename(next, final)
 }
 
-func (s *Store) finishBusy(busy string) error {
-	name := strings.TrimPrefix(filepath.Base(busy), busyPrefix)
-	if s.nodeNamed(name) != nil {
-		if err := canonicalise(filepath.Join(s.layout.RealDir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+func (s *Store) finishBusy(busy, object string) error {
+	if s.nodeNamed(object) != nil {
+		if err := canonicalise(filepath.Join(s.layout.RealDir, object)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}

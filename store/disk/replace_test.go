@@ -155,7 +155,11 @@ func TestReplaceMissing(t *testing.T) {
 func TestReplaceIsFinished(t *testing.T) {
 	l := newLayout(t)
 	s := open(t, l)
-	a, b := text(t, s, "a", "a"), text(t, s, "b", "b")
+	a, b, gone := text(t, s, "a", "a"), text(t, s, "b", "b"), text(t, s, "gone", "gone")
+	never := text(t, s, "never", "never")
+	if _, err := s.Delete(t.Context(), []store.Path{never}); err != nil {
+		t.Fatal(err)
+	}
 	s.Close()
 	next := func(p store.Path) string { return filepath.Join(l.RealDir, ".next-"+p.Base()) }
 	if err := os.Rename(l.RealPath(a), next(a)); err != nil {
@@ -164,9 +168,21 @@ func TestReplaceIsFinished(t *testing.T) {
 	if err := os.WriteFile(next(b), []byte("too late"), 0o444); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(next(never), []byte("no row"), 0o444); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(l.RealPath(gone), filepath.Join(l.RealDir, ".busy-"+gone.Base())); err != nil {
+		t.Fatal(err)
+	}
 	s = open(t, l)
 	if !s.IsValid(a) || !s.IsValid(b) {
 		t.Error("an object is missing after an interrupted replacement")
+	}
+	if s.IsValid(gone) {
+		t.Error("an object that has disappeared while it was linked is valid")
+	}
+	if _, err := os.Lstat(l.RealPath(never)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what was to replace no object is there: %v", err)
 	}
 	entries, err := filepath.Glob(filepath.Join(l.RealDir, ".next-*"))
 	if err != nil || len(entries) > 0 {

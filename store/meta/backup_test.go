@@ -89,7 +89,7 @@ func TestBackup(t *testing.T) {
 func rows(t *testing.T, d *DB) map[string]string {
 	t.Helper()
 	all := map[string]string{}
-	err := d.scan(nil, true, func(key, value []byte) error {
+	err := d.scan(nil, func(key, value []byte) error {
 		if key[0] != tableSettings {
 			all[string(key)] = string(value)
 		}

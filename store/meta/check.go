@@ -1,18 +1,22 @@
 package meta
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync/atomic"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/fb"
 	"github.com/dgraph-io/badger/v4/table"
+	"golang.org/x/sync/errgroup"
 )
 
 // checkTables reads all tables that the manifest lists, before Badger does: it trusts offsets that it reads, in goroutines
@@ -26,28 +30,47 @@ func checkTables(dir string, open bool) (newest uint64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	for id := range listed {
-		name := table.NewFilename(id, dir)
-		version, err := checkTable(name)
-		if err != nil && open {
-			// A table is first taken out of the manifest, then cut, then removed.
-			now, listErr := listTables(dir)
-			if listErr != nil {
-				return 0, listErr
+	ids := slices.Collect(maps.Keys(listed))
+	versions := make([]uint64, len(ids))
+	var g errgroup.Group
+	var next atomic.Int32
+	for range runtime.GOMAXPROCS(0) {
+		g.Go(func() error {
+			var data bytes.Buffer
+			for i := int(next.Add(1)) - 1; i < len(ids); i = int(next.Add(1)) - 1 {
+				version, err := checkListed(dir, ids[i], open, &data)
+				if err != nil {
+					return err
+				}
+				versions[i] = version
 			}
-			if _, still := now[id]; !still {
-				continue
-			}
-		}
-		switch {
-		case errors.Is(err, os.ErrNotExist), errors.Is(err, errTable):
-			return 0, fmt.Errorf("%w: table %s: %w", ErrDamaged, filepath.Base(name), err)
-		case err != nil:
-			return 0, err
-		}
-		newest = max(newest, version)
+			return nil
+		})
 	}
-	return newest, nil
+	if err := g.Wait(); err != nil || len(ids) == 0 {
+		return 0, err
+	}
+	return slices.Max(versions), nil
+}
+
+// checkListed checks a table that the manifest lists.
+func checkListed(dir string, id uint64, open bool, data *bytes.Buffer) (newest uint64, err error) {
+	name := table.NewFilename(id, dir)
+	newest, err = checkTable(name, data)
+	if err != nil && open {
+		// A table is first taken out of the manifest, then cut, then removed.
+		now, listErr := listTables(dir)
+		if listErr != nil {
+			return 0, listErr
+		}
+		if _, still := now[id]; !still {
+			return 0, nil
+		}
+	}
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, errTable) {
+		return 0, fmt.Errorf("%w: table %s: %w", ErrDamaged, filepath.Base(name), err)
+	}
+	return newest, err
 }
 
 // listTables returns the tables that the manifest lists.
@@ -70,9 +93,15 @@ func listTables(dir string) (map[uint64]badger.TableManifest, error) {
 // errTable says that a table's bytes are not those that were written.
 var errTable = errors.New("its bytes have changed")
 
-func checkTable(name string) (newest uint64, err error) {
-	data, err := os.ReadFile(name) // a few MiB
+// checkTable reads a table, a few MiB, into data.
+func checkTable(name string, data *bytes.Buffer) (newest uint64, err error) {
+	f, err := os.Open(name)
 	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	data.Reset()
+	if _, err := data.ReadFrom(f); err != nil {
 		return 0, err
 	}
 	defer func() {
@@ -80,7 +109,7 @@ func checkTable(name string) (newest uint64, err error) {
 			err = fmt.Errorf("%w: index: %v", errTable, r)
 		}
 	}()
-	body, sum, err := cutChecksum(data)
+	body, sum, err := cutChecksum(data.Bytes())
 	if err != nil {
 		return 0, err
 	}
@@ -140,26 +169,6 @@ func decodeChecksum(b []byte) (sum uint64, err error) {
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func checksum(b []byte) uint64 { return uint64(crc32.Checksum(b, castagnoli)) }
-
-// countObjects counts the rows of objects, and refuses fewer or more than the last transaction knew.
-func (d *DB) countObjects() error {
-	var count atomic.Int64
-	err := eachFirst(runtime.GOMAXPROCS(0), func() func(byte) error {
-		return func(first byte) error {
-			rows := int64(0)
-			defer func() { count.Add(rows) }()
-			return d.scan([]byte{tableObjects, first}, false, func(_, _ []byte) error { rows++; return nil })
-		}
-	})
-	if err != nil {
-		return err
-	}
-	d.objects = count.Load()
-	return d.badger.View(func(txn *badger.Txn) error {
-		d.acknowledged.Store(txn.ReadTs())
-		return checkCount(txn, d.objects)
-	})
-}
 
 // checkCount compares a number of objects with what the last transaction knew. Older databases know none.
 func checkCount(txn *badger.Txn, objects int64) error {

@@ -136,6 +136,9 @@ type Options struct {
 	NoSync bool
 	// Fresh is asked before a database without settings, as a new one is, gets them; its error is returned. Default: fine.
 	Fresh func() error
+	// Node is called for each object while the database is opened, from as many goroutines as there are processors. Objects whose digests have
+	// the same first byte come one after the other, in order. The node is only lent; an error ends the opening.
+	Node func(object Digest, n *Node) error
 }
 
 // DB is an open database.
@@ -209,7 +212,7 @@ func (d *DB) open() (err error) {
 	if err := d.secure(); err != nil && !full(err) {
 		return err
 	}
-	if err := d.countObjects(); err != nil {
+	if err := d.readNodes(); err != nil {
 		return err
 	}
 	if err := d.checkSettings(); err != nil {
@@ -491,19 +494,13 @@ func (d *DB) get(key []byte) ([]byte, error) {
 }
 
 // scan calls fn for each row whose key starts with prefix, in key order.
-// Key and value are only lent.
-func (d *DB) scan(prefix []byte, values bool, fn func(key, value []byte) error) error {
+// Key and value are only lent. Prefetching would start a goroutine for each value, to copy what is at hand.
+func (d *DB) scan(prefix []byte, fn func(key, value []byte) error) error {
 	return d.badger.View(func(txn *badger.Txn) error {
-		it := txn.NewIterator(badger.IteratorOptions{PrefetchValues: values, PrefetchSize: 256, Prefix: prefix})
+		it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix})
 		defer it.Close()
 		for it.Rewind(); it.ValidForPrefix(prefix); it.Next() {
 			item := it.Item()
-			if !values {
-				if err := fn(item.Key(), nil); err != nil {
-					return err
-				}
-				continue
-			}
 			if err := item.Value(func(v []byte) error { return fn(item.Key(), v) }); err != nil {
 				return err
 			}

@@ -2,8 +2,10 @@ package meta
 
 import (
 	"fmt"
+	"runtime"
 	"sync/atomic"
 
+	"github.com/dgraph-io/badger/v4"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -15,25 +17,19 @@ type Node struct {
 	References []Digest
 }
 
-// Nodes calls fn for each object, from so many goroutines at once. Those whose digests have the same first byte come
-// one after the other, in order. The node is only lent.
-func (d *DB) Nodes(workers int, fn func(object Digest, n *Node) error) error {
-	return eachFirst(workers, func() func(byte) error {
-		var n Node
-		return func(first byte) error { return d.nodesFrom(first, &n, fn) }
-	})
-}
-
-// eachFirst calls what worker returns, for each of so many goroutines, for all first bytes of digests, until one call fails.
-func eachFirst(workers int, worker func() func(first byte) error) error {
+// readNodes calls Options.Node for each object, and refuses fewer or more objects than the last transaction knew.
+func (d *DB) readNodes() error {
 	var g errgroup.Group
 	var next atomic.Int32
 	var failed atomic.Bool
-	for range workers {
+	var count atomic.Int64
+	for range runtime.GOMAXPROCS(0) {
 		g.Go(func() error {
-			fn := worker()
+			var n Node
 			for first := next.Add(1) - 1; first < 256 && !failed.Load(); first = next.Add(1) - 1 {
-				if err := fn(byte(first)); err != nil {
+				rows, err := d.nodesFrom(byte(first), &n)
+				count.Add(rows)
+				if err != nil {
 					failed.Store(true)
 					return err
 				}
@@ -41,17 +37,29 @@ func eachFirst(workers int, worker func() func(first byte) error) error {
 			return nil
 		})
 	}
-	return g.Wait()
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	d.objects = count.Load()
+	return d.badger.View(func(txn *badger.Txn) error {
+		d.acknowledged.Store(txn.ReadTs())
+		return checkCount(txn, d.objects)
+	})
 }
 
-func (d *DB) nodesFrom(first byte, n *Node, fn func(Digest, *Node) error) error {
-	return d.scan([]byte{tableObjects, first}, true, func(key, value []byte) error {
+func (d *DB) nodesFrom(first byte, n *Node) (rows int64, err error) {
+	err = d.scan([]byte{tableObjects, first}, func(key, value []byte) error {
+		rows++
+		if d.opts.Node == nil {
+			return nil
+		}
 		object := Digest(key[1:])
 		if err := decodeNode(value, n); err != nil {
 			return fmt.Errorf("read row of %s: %w", object, err)
 		}
-		return fn(object, n)
+		return d.opts.Node(object, n)
 	})
+	return rows, err
 }
 
 // decodeNode decodes what decodeObject does, and refuses what that refuses, without making what a node has not.

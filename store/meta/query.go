@@ -49,7 +49,7 @@ func (d *DB) Object(digest Digest) (*Object, error) {
 // Objects calls fn for each object. The row is only lent.
 func (d *DB) Objects(fn func(Digest, *Object) error) error {
 	var o Object
-	return d.scan([]byte{tableObjects}, true, func(key, value []byte) error {
+	return d.scan([]byte{tableObjects}, func(key, value []byte) error {
 		digest := Digest(key[1:])
 		if err := decodeObject(d.store, value, &o); err != nil {
 			return fmt.Errorf("read row of %s: %w", digest, err)
@@ -75,7 +75,7 @@ func (d *DB) Realisation(id store.DrvOutput) (*store.Realisation, error) {
 func (d *DB) RealisationsOf(object Digest) ([]store.DrvOutput, error) {
 	prefix := append([]byte{tableRealisedBy}, object[:]...)
 	var ids []store.DrvOutput
-	err := d.scan(prefix, false, func(key, _ []byte) error {
+	err := d.scan(prefix, func(key, _ []byte) error {
 		rest := key[len(prefix):]
 		if len(rest) < 32 {
 			return errRecord
@@ -90,7 +90,7 @@ func (d *DB) RealisationsOf(object Digest) ([]store.DrvOutput, error) {
 func (d *DB) Outputs(drv Digest) ([]Output, error) {
 	prefix := outputKey(drv, "")
 	var outputs []Output
-	err := d.scan(prefix, true, func(key, value []byte) error {
+	err := d.scan(prefix, func(key, value []byte) error {
 		o, err := decodeOutput(d.store, string(key[len(prefix):]), value)
 		outputs = append(outputs, o)
 		return err
@@ -127,7 +127,7 @@ func decodeOutput(dir store.Dir, name string, value []byte) (Output, error) {
 func (d *DB) Derivers(object Digest) ([]Deriver, error) {
 	prefix := append([]byte{tableDerivers}, object[:]...)
 	var derivers []Deriver
-	err := d.scan(prefix, false, func(key, _ []byte) error {
+	err := d.scan(prefix, func(key, _ []byte) error {
 		d, err := decodeDeriver(key[len(prefix):])
 		derivers = append(derivers, d)
 		return err
@@ -145,7 +145,7 @@ func decodeDeriver(rest []byte) (Deriver, error) {
 // Named calls fn for each object of which other tables say that it is a derivation with outputs, or an output
 // that was realised. Others can be forgotten by their own row alone.
 func (d *DB) Named(fn func(object Digest, isDrv, isOut bool)) error {
-	err := d.scan([]byte{tableRealisedBy}, false, func(key, _ []byte) error {
+	err := d.scan([]byte{tableRealisedBy}, func(key, _ []byte) error {
 		if len(key) < 21 {
 			return errRecord
 		}
@@ -155,7 +155,7 @@ func (d *DB) Named(fn func(object Digest, isDrv, isOut bool)) error {
 	if err != nil {
 		return err
 	}
-	return d.scan([]byte{tableOutputs}, true, func(key, value []byte) error {
+	return d.scan([]byte{tableOutputs}, func(key, value []byte) error {
 		if len(key) < 21 {
 			return errRecord
 		}
@@ -173,7 +173,7 @@ func (d *DB) Named(fn func(object Digest, isDrv, isOut bool)) error {
 
 // Leases calls fn for each lease.
 func (d *DB) Leases(fn func(*Lease) error) error {
-	return d.scan([]byte{tableLeases}, true, func(key, value []byte) error {
+	return d.scan([]byte{tableLeases}, func(key, value []byte) error {
 		l, err := decodeLease(d.store, string(key[1:]), value)
 		if err != nil {
 			return fmt.Errorf("read lease of %q: %w", key[1:], err)

@@ -27,7 +27,7 @@ func DigestOf(p store.Path) Digest {
 
 // ParseDigest parses 32 digits.
 func ParseDigest(s string) (Digest, bool) {
-	b, err := base32.Decode(s)
+	b, err := base32.AppendDecode(make([]byte, 0, len(Digest{})), s)
 	if err != nil || len(b) != len(Digest{}) {
 		return Digest{}, false
 	}
