@@ -29,7 +29,7 @@ type VerifyProgress struct {
 // (mend.go), references first; what cannot be mended keeps nothing else from it.
 func (b *Builder) Verify(ctx context.Context, q *protocol.VerifyRequest, v *Verification) (*protocol.VerifyResult, error) {
 	c := &checkup{b: b, q: q, v: v, result: &protocol.VerifyResult{Findings: []protocol.Finding{}}}
-	steps := []func(context.Context) error{c.existence, c.contents, c.links, c.plan, c.apply, c.unknown}
+	steps := []func(context.Context) error{c.objects, c.links, c.plan, c.apply, c.unknown}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return nil, err
@@ -54,6 +54,7 @@ type checkup struct {
 	q      *protocol.VerifyRequest
 	v      *Verification
 	result *protocol.VerifyResult
+	wrong  atomic.Int64       // problems until now
 	bad    map[store.Path]int // findings of paths
 	steps  []store.Path       // those to be mended, in that order
 }
@@ -86,33 +87,69 @@ func (c *checkup) findAt(p store.Path, f protocol.Finding) {
 
 func (c *checkup) all() bool { return c.q.Paths == nil }
 
-// existence looks for files of all paths.
-func (c *checkup) existence(ctx context.Context) error {
+// objects looks for the files of all paths, and reads them when their contents are asked for.
+func (c *checkup) objects(ctx context.Context) error {
 	c.say(protocol.LevelInfo, "reading the Nix store...")
 	c.say(protocol.LevelInfo, "checking path existence...")
+	o := &disk.VerifyOptions{Contents: c.q.Contents, Paths: c.q.Paths, Limit: c.q.Limit}
+	if c.q.Contents {
+		c.say(protocol.LevelInfo, "checking store hashes...")
+		o.Progress = c.progress()
+	}
 	var vanished []store.Path
-	var others []disk.Problem
-	r, err := c.b.store.Verify(ctx, &disk.VerifyOptions{Paths: c.q.Paths}, func(p disk.Problem) {
-		if p.Kind == disk.Vanished {
+	var dangling []disk.Problem
+	r, err := c.b.store.Verify(ctx, o, func(p disk.Problem) {
+		switch p.Kind {
+		case disk.Vanished:
 			vanished = append(vanished, p.Path)
-		} else {
-			others = append(others, p)
+		case disk.Dangling:
+			dangling = append(dangling, p)
+		default:
+			c.findAt(p.Path, damaged(p))
 		}
+		c.wrong.Add(1)
 	})
 	if err != nil {
 		return err
 	}
 	c.result.Paths = r.Paths
+	if c.q.Contents {
+		c.result.Bytes = r.Bytes
+	}
 	if err := c.forget(ctx, vanished); err != nil {
 		return err
 	}
-	for _, p := range others {
-		if p.Kind == disk.Dangling && len(vanished) > 0 && c.all() {
-			continue // it refers to what has just been found
-		}
+	if len(vanished) > 0 && c.all() {
+		return nil // what dangles refers to what has just been found
+	}
+	for _, p := range dangling {
 		c.findAt(p.Path, protocol.Finding{Kind: string(p.Kind), Text: fmt.Sprintf("path '%s' %v", p.Path, p.Err)})
 	}
 	return nil
+}
+
+// progress tells how far the reading is.
+func (c *checkup) progress() func(read int64) {
+	if c.v.Progress == nil {
+		return nil
+	}
+	total, size := len(c.q.Paths), c.b.store.Size(c.q.Paths)
+	if c.all() {
+		total, _ = c.b.store.Count()
+	}
+	var done, read atomic.Int64
+	return func(n int64) {
+		c.v.Progress(VerifyProgress{Done: int(done.Add(1)), Total: total, Bad: int(c.wrong.Load()), Read: read.Add(n), Size: size})
+	}
+}
+
+// damaged is the finding of an object whose files are not what they should be.
+func damaged(p disk.Problem) protocol.Finding {
+	text := fmt.Sprintf("path '%s' cannot be read: %v", p.Path, p.Err)
+	if p.Kind == disk.Modified && !p.Got.IsZero() {
+		text = fmt.Sprintf("path '%s' was modified! expected hash '%s', got '%s'", p.Path, p.Want, p.Got)
+	}
+	return protocol.Finding{Kind: string(p.Kind), Text: text}
 }
 
 // forget drops what has no files, unless something refers to it or somebody has asked for it.
@@ -155,35 +192,6 @@ func (c *checkup) links(ctx context.Context) error {
 			c.say(protocol.LevelInfo, "removed link '%s'", l.Path)
 		}
 	})
-}
-
-// contents reads all objects.
-func (c *checkup) contents(ctx context.Context) error {
-	if !c.q.Contents {
-		return nil
-	}
-	c.say(protocol.LevelInfo, "checking store hashes...")
-	var done, bad, read atomic.Int64
-	size := c.b.store.Size(c.q.Paths)
-	o := &disk.VerifyOptions{Contents: true, Paths: c.q.Paths, Limit: c.q.Limit, Progress: func(n int64) {
-		p := VerifyProgress{Done: int(done.Add(1)), Total: c.result.Paths, Bad: int(bad.Load()), Read: read.Add(n), Size: size}
-		if c.v.Progress != nil {
-			c.v.Progress(p)
-		}
-	}}
-	r, err := c.b.store.Verify(ctx, o, func(p disk.Problem) {
-		switch {
-		case p.Kind == disk.Dangling, p.Kind == disk.Vanished:
-			return // found before
-		case p.Kind == disk.Modified && !p.Got.IsZero():
-			c.findAt(p.Path, protocol.Finding{Kind: string(p.Kind), Text: fmt.Sprintf("path '%s' was modified! expected hash '%s', got '%s'", p.Path, p.Want, p.Got)})
-		default:
-			c.findAt(p.Path, protocol.Finding{Kind: string(p.Kind), Text: fmt.Sprintf("path '%s' cannot be read: %v", p.Path, p.Err)})
-		}
-		bad.Add(1)
-	})
-	c.result.Bytes = r.Bytes
-	return err
 }
 
 // plan finds, for what was found, where new files may come from, and tells it.

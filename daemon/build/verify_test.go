@@ -71,7 +71,7 @@ func TestVerifyAndRebuild(t *testing.T) {
 		t.Error("what has disappeared is still in the database")
 	}
 	planned, _ := r.verify(protocol.VerifyRequest{Contents: true, Repair: true, DryRun: true})
-	if planned.Left != 2 || r.store.IsValid(lowOut) || planned.Findings[0].How != "'"+low.String()+"'" {
+	if planned.Left != 2 || r.store.IsValid(lowOut) || finding(t, planned, lowOut).How != "'"+low.String()+"'" {
 		t.Errorf("dry run: %+v", planned)
 	}
 	if res, said := r.verify(protocol.VerifyRequest{Contents: true, Repair: true}); res.Left != 0 || r.read(lowOut, "file") != "low\n" {

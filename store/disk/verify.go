@@ -245,17 +245,20 @@ func (s *Store) inspect(ctx context.Context, p store.Path, o *meta.Object, stood
 // that, and again with its hash when they differ; another gets its seal.
 func (s *Store) read(ctx context.Context, p store.Path, o *meta.Object, at *pace) (int64, *Problem) {
 	sealed := o.NarSize >= leastSealed
-	blake := counter{h: store.BLAKE3.New()}
+	sum := fileHashes.Get().(*fileHash)
+	defer fileHashes.Put(sum)
+	sum.Reset()
 	if sealed && o.Seal != (meta.Seal{}) {
-		if err := s.dump(ctx, p, at, &blake); err == nil && o.Seal == meta.Seal(blake.h.Sum(nil)) {
+		blake := counter{h: sum}
+		if err := s.dump(ctx, p, at, &blake); err == nil && o.Seal == meta.Seal(sum.Sum(nil)) {
 			return blake.n, nil
 		}
-		blake = counter{h: store.BLAKE3.New()}
+		sum.Reset()
 	}
 	c := counter{h: store.SHA256.New()}
 	w := io.Writer(&c)
 	if sealed {
-		w = io.MultiWriter(&c, &blake)
+		w = io.MultiWriter(&c, sum)
 	}
 	want := store.NewHash(store.SHA256, o.NarHash[:])
 	err := s.dump(ctx, p, at, w)
@@ -269,7 +272,7 @@ func (s *Store) read(ctx context.Context, p store.Path, o *meta.Object, at *pace
 		return c.n, &Problem{Kind: Modified, Want: want, Got: got, Err: fmt.Errorf("contents have %s, registered is %s: %w", got, want, store.ErrHashMismatch)}
 	}
 	if sealed {
-		s.seals.add(meta.DigestOf(p), o.NarHash, meta.Seal(blake.h.Sum(nil)))
+		s.seals.add(meta.DigestOf(p), o.NarHash, meta.Seal(sum.Sum(nil)))
 	}
 	return c.n, nil
 }
