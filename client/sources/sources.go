@@ -25,6 +25,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -70,8 +71,6 @@ func (c *Cache) Close() error {
 
 // Listing is what a tree looked like, without its contents.
 type Listing struct {
-	Size int64 // of all its regular files together, in bytes
-
 	hash  [32]byte
 	slot  int64
 	still bool // it may be remembered
@@ -103,16 +102,20 @@ func check(b []byte) [32]byte {
 	return [32]byte(store.BLAKE3.Sum(append([]byte(tag), b...)).Bytes())
 }
 
-// List looks at everything in a tree. What the contents are hashed as is part of what is remembered: kind tells apart
-// the archive of a file and its bytes.
+// List looks at everything in a tree, or no further than to what keeps it from being remembered. What the contents are hashed as is part
+// of what is remembered: kind tells apart the archive of a file and its bytes.
 func List(path, kind string) (*Listing, error) {
 	w := &walk{began: time.Now()}
-	if err := w.root(path); err != nil {
+	err := w.root(path)
+	if err == errNotStill {
+		return &Listing{}, nil
+	}
+	if err != nil {
 		return nil, fmt.Errorf("list %s: %w", path, err)
 	}
 	w.put(uint64(len(kind)))
 	w.text = append(w.text, kind...)
-	l := &Listing{Size: w.size, still: !w.young && !w.foreign}
+	l := &Listing{still: true}
 	copy(l.hash[:], w.sum())
 	place := binary.LittleEndian.AppendUint64([]byte(kind), w.top.Ino)
 	place = binary.LittleEndian.AppendUint64(place, w.top.Dev)
@@ -120,18 +123,15 @@ func List(path, kind string) (*Listing, error) {
 	return l, nil
 }
 
+// errNotStill says that something has changed just now, or is on another file system, or on one whose times are not this machine's.
+var errNotStill = errors.New("not to be remembered")
+
 // walk lists a tree.
 type walk struct {
-	began   time.Time
-	top     unix.Stat_t
-	size    int64
-	young   bool // something has changed just now
-	foreign bool // something is on another file system, or one whose times are not this machine's
-	text    []byte
-	hash    interface {
-		Write([]byte) (int, error)
-		Sum([]byte) []byte
-	}
+	began time.Time
+	top   unix.Stat_t
+	text  []byte
+	hash  hash.Hash
 }
 
 func (w *walk) root(path string) error {
@@ -144,7 +144,9 @@ func (w *walk) root(path string) error {
 		if err := unix.Statfs(path, &vfs); err != nil {
 			return err
 		}
-		w.foreign = !local(int64(vfs.Type))
+		if !local(int64(vfs.Type)) {
+			return errNotStill
+		}
 	}
 	return w.entry(unix.AT_FDCWD, path, "", &w.top, 0)
 }
@@ -163,27 +165,26 @@ const maxDepth = 256
 
 // entry lists what st is of.
 func (w *walk) entry(at int, name, shown string, st *unix.Stat_t, depth int) error {
-	w.note(shown, st)
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFREG:
-		w.size += st.Size
-	case unix.S_IFDIR:
-		if depth == maxDepth {
-			return unix.ELOOP
+	for _, at := range []unix.Timespec{st.Mtim, st.Ctim} {
+		if !time.Unix(at.Unix()).Add(settled).Before(w.began) {
+			return errNotStill
 		}
-		return w.directory(at, name, depth)
 	}
-	return nil
+	if st.Dev != w.top.Dev {
+		return errNotStill
+	}
+	w.note(shown, st)
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return nil
+	}
+	if depth == maxDepth {
+		return unix.ELOOP
+	}
+	return w.directory(at, name, depth)
 }
 
 // note adds a line to the listing.
 func (w *walk) note(name string, st *unix.Stat_t) {
-	for _, at := range []unix.Timespec{st.Mtim, st.Ctim} {
-		if !time.Unix(at.Unix()).Add(settled).Before(w.began) {
-			w.young = true
-		}
-	}
-	w.foreign = w.foreign || st.Dev != w.top.Dev
 	w.put(uint64(len(name)))
 	w.text = append(w.text, name...)
 	for _, v := range []uint64{uint64(st.Mode), st.Dev, st.Ino, uint64(st.Size), uint64(st.Mtim.Sec), uint64(st.Mtim.Nsec), uint64(st.Ctim.Sec), uint64(st.Ctim.Nsec)} {
@@ -220,6 +221,9 @@ func (w *walk) directory(at int, name string, depth int) error {
 		err := unix.Fstatat(fd, n, &st, unix.AT_SYMLINK_NOFOLLOW)
 		if err == nil {
 			err = w.entry(fd, n, n, &st, depth+1)
+		}
+		if err == errNotStill {
+			return err
 		}
 		if err != nil {
 			var pe *fs.PathError
