@@ -135,7 +135,7 @@ func (t *planter) make(j *job) error {
 	case j.header.Type == Symlink:
 		err = makeLink(j.dir.fd, j.name, j.header.Target)
 	case t.files != nil:
-		err = t.files.Make(j.dir.fd, j.name, j.header.Executable, j.data)
+		err = t.files.Make(j.dir.fd, j.name, j.header, j.data)
 	default:
 		err = makeFile(j.dir.fd, j.name, j.header.Executable, j.data, t.sync)
 	}

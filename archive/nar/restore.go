@@ -23,9 +23,9 @@ type RestoreOptions struct {
 
 // Files makes the regular files of a tree. Its methods are called by several goroutines at once.
 type Files interface {
-	// Make makes a file called name in the directory at, as MakeFile does: when it fails it leaves nothing. The data may be
+	// Make makes the file h called name in the directory at, as MakeFile does: when it fails it leaves nothing. The data may be
 	// used until it returns.
-	Make(at int, name string, executable bool, data []byte) error
+	Make(at int, name string, h *Header, data []byte) error
 	// Large returns what is written the data of a file that is too large to be made at once; Restore makes it. When it has its
 	// final metadata, sealed is called. Both may be nil.
 	Large(size int64, executable bool) (data io.Writer, sealed func(at int, name string) error)

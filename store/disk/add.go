@@ -324,7 +324,11 @@ func (t *tree) pooled() (store.Hash, int64, error) {
 }
 
 func (s *Store) addNAR(ctx context.Context, name string, algo store.Algorithm, refs []store.Path, r io.Reader) (*store.Info, error) {
+	if err := s.settleLinks(ctx); err != nil {
+		return nil, err
+	}
 	t := s.newTree(store.Path{})
+	t.later = &newFiles{}
 	defer removeTree(t.temp)
 	var others []io.Writer
 	other := algo.New()
@@ -344,7 +348,11 @@ func (s *Store) addNAR(ctx context.Context, name string, algo store.Algorithm, r
 	if err != nil {
 		return nil, err
 	}
-	return s.settle(ctx, info, t, nil)
+	if info, err = s.settle(ctx, info, t, nil); err != nil {
+		return nil, err
+	}
+	s.linkNew(info.Path, t)
+	return info, nil
 }
 
 // AddOpen adds what f is of, a regular file or, with method Recursive, a directory; see AddStream.

@@ -255,9 +255,12 @@ func (c *Collection) End() {
 	<-c.s.deletions
 }
 
-// beginDeletion waits until no other deletion runs. Receiving from deletions ends it.
+// beginDeletion waits until no other deletion runs, and nothing is held for its links. Receiving from deletions ends it.
 func (s *Store) beginDeletion(ctx context.Context) error {
 	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	if err := s.settleLinks(ctx); err != nil {
 		return err
 	}
 	select {

@@ -56,8 +56,8 @@ func (s *Store) commit(objects []*pending) error {
 	s.added.Store(int64(time.Since(s.begun)))
 	s.quit.RUnlock()
 	err := <-a.done
-	if err == nil && s.linking != nil {
-		s.linkLater(objects)
+	if err == nil && s.optimising != nil {
+		s.optimiseLater(objects)
 	}
 	return err
 }

@@ -139,10 +139,11 @@ type Store struct {
 
 	noExchange bool // the file system cannot exchange names; for tests
 
-	pool      *pool
-	additions chan *addition
-	linking   chan store.Path // what AutoOptimise has to do with NoDedupe; else nil
-	deletions chan struct{}   // full while a collection or another deletion runs
+	pool       *pool
+	additions  chan *addition
+	linkings   chan linking  // trees with new files
+	optimising chan linking  // what AutoOptimise has to do with NoDedupe; else nil
+	deletions  chan struct{} // full while a collection or another deletion runs
 	background
 	scrub   scrubber
 	seals   seals
@@ -171,6 +172,7 @@ type background struct {
 func Open(ctx context.Context, l Layout, opts *Options) (*Store, error) {
 	s := &Store{layout: l, graph: newGraph(), additions: make(chan *addition, 1024), deletions: make(chan struct{}, 1), leases: map[*Lease]struct{}{}}
 	s.stop = make(chan struct{})
+	s.linkings = make(chan linking, maxNewTrees)
 	s.hashes = derivation.NewHashes(s.Derivation)
 	if opts != nil {
 		s.opts = *opts
@@ -195,9 +197,9 @@ func Open(ctx context.Context, l Layout, opts *Options) (*Store, error) {
 	}
 	s.wg.Go(s.scrubLoop)
 	if s.opts.AutoOptimise && s.opts.NoDedupe {
-		s.linking = make(chan store.Path, 4096)
-		s.wg.Go(s.linkLoop)
+		s.optimising = make(chan linking, 4096)
 	}
+	s.wg.Go(s.linkLoop)
 	return s, nil
 }
 

@@ -72,6 +72,9 @@ func (s *Store) Optimise(ctx context.Context, opts *OptimiseOptions) (LinkStats,
 	op := &optimisation{s: s, opts: o}
 	defer s.pool.events.Add(1)
 	if o.Paths == nil {
+		if err := s.settleLinks(ctx); err != nil {
+			return LinkStats{}, err
+		}
 		if err := op.loadPool(); err != nil {
 			return LinkStats{}, fmt.Errorf("optimise: %w", err)
 		}
@@ -80,33 +83,12 @@ func (s *Store) Optimise(ctx context.Context, opts *OptimiseOptions) (LinkStats,
 	return op.stats, err
 }
 
-// linkLater hands new objects over to linkLoop.
-func (s *Store) linkLater(objects []*pending) {
+// optimiseLater hands new objects over to linkLoop.
+func (s *Store) optimiseLater(objects []*pending) {
 	for _, p := range objects {
 		select {
-		case s.linking <- p.path:
+		case s.optimising <- linking{path: p.path}:
 		default: // too much at once
-		}
-	}
-}
-
-// linkLoop is the goroutine of AutoOptimise where files do not become links as they come.
-func (s *Store) linkLoop() {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	s.wg.Go(func() {
-		<-s.stop
-		cancel()
-	})
-	for {
-		select {
-		case p := <-s.linking:
-			_, err := s.Optimise(ctx, &OptimiseOptions{Paths: []store.Path{p}, Workers: 1})
-			if err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrNotValid) {
-				s.log.Warn("a new object is not optimised", "path", p.String(), "error", err)
-			}
-		case <-s.stop:
-			return
 		}
 	}
 }
@@ -323,6 +305,9 @@ func hashFiles(r io.Reader, files map[string]*candidate) error {
 // SweepLinks removes entries of the pool that nothing but the pool has, and returns what that freed and what the others save.
 // When nothing has happened since the last sweep that could have left such an entry, the pool is not read.
 func (s *Store) SweepLinks(ctx context.Context) (freed, saved int64, err error) {
+	if err := s.settleLinks(ctx); err != nil {
+		return 0, 0, err
+	}
 	events := s.pool.events.Load()
 	if last := s.pool.swept.Load(); last != nil && last.events == events {
 		return 0, last.saved, nil
@@ -364,6 +349,9 @@ type LinkCheck struct {
 // VerifyLinks reads the pool and calls report, one call at a time, for entries that are damaged. Objects that have such a file are damaged as
 // well, which Verify finds.
 func (s *Store) VerifyLinks(ctx context.Context, o LinkCheck, report func(BadLink)) error {
+	if err := s.settleLinks(ctx); err != nil {
+		return err
+	}
 	var mu sync.Mutex // held to report
 	err := s.eachLink(ctx, func(l *link) error {
 		if o.Unshared && l.st.Nlink > 1 {

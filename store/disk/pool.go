@@ -72,6 +72,8 @@ type tree struct {
 	pool *pool // nil: no links
 	temp string
 	seal meta.Seal // of a tree that is one file whose hash the pool wanted
+
+	later *newFiles // nil: files come into the pool at once
 }
 
 // newTree returns what makes the object p, or one that has no path yet. No derivation is like another, so that they are no links.
@@ -94,23 +96,34 @@ func (t *tree) restore(r io.Reader, sums ...io.Writer) error {
 
 // file makes a tree that is a plain file.
 func (t *tree) file(data []byte) error {
-	make := nar.MakeFile
+	at, name := int(t.s.dir.Fd()), filepath.Base(t.temp)
+	var err error
 	if t.pool != nil {
-		make = t.Make
+		err = t.Make(at, name, &nar.Header{Type: nar.Regular, Size: int64(len(data))}, data)
+	} else {
+		err = nar.MakeFile(at, name, false, data)
 	}
-	if err := make(int(t.s.dir.Fd()), filepath.Base(t.temp), false, data); err != nil {
+	if err != nil {
 		return fmt.Errorf("make %s: %w", t.temp, err)
 	}
 	return nil
 }
 
 // Make is that of the pool. Only the tree itself is made in the store directory.
-func (t *tree) Make(at int, name string, executable bool, data []byte) error {
-	key, err := t.pool.make(at, name, executable, data)
-	if at == int(t.s.dir.Fd()) {
-		t.seal = key
+func (t *tree) Make(at int, name string, h *nar.Header, data []byte) error {
+	if int64(len(data)) < t.pool.least {
+		return nar.MakeFile(at, name, h.Executable, data)
 	}
-	return err
+	to, err := t.pool.slot(keyOf(h.Executable, data))
+	if err != nil {
+		return err
+	}
+	if at == int(t.s.dir.Fd()) {
+		t.seal = to.key
+	} else if t.later != nil {
+		return t.makeNew(to, at, name, h, data)
+	}
+	return t.pool.put(to, at, name, h.Executable, data)
 }
 
 // Large is that of the pool.
@@ -258,29 +271,28 @@ func (h *fileHash) key() (key [32]byte) {
 	return key
 }
 
-// Make makes a small file: a link to what the pool has, if that is the same byte for byte, or else a file that the pool
-// gets a link to. That the file is not durable yet, and may never be valid, does not matter: nobody trusts an entry.
-func (p *pool) Make(at int, name string, executable bool, data []byte) error {
-	_, err := p.make(at, name, executable, data)
-	return err
-}
-
-// make is Make, and returns the file's key, or none if it is too small for one.
-func (p *pool) make(at int, name string, executable bool, data []byte) (key [32]byte, err error) {
-	if int64(len(data)) < p.least {
-		return key, nar.MakeFile(at, name, executable, data)
-	}
+// keyOf returns the key of a file.
+func keyOf(executable bool, data []byte) [32]byte {
 	h := newFileHash(int64(len(data)), executable)
 	h.Write(data)
-	key = h.key()
-	return key, p.put(key, at, name, executable, data)
+	return h.key()
 }
 
-func (p *pool) put(key [32]byte, at int, name string, executable bool, data []byte) error {
-	to, err := p.slot(key)
+// Make makes a small file: a link to what the pool has, if that is the same byte for byte, or else a file that the pool
+// gets a link to. That the file is not durable yet, and may never be valid, does not matter: nobody trusts an entry.
+func (p *pool) Make(at int, name string, h *nar.Header, data []byte) error {
+	if int64(len(data)) < p.least {
+		return nar.MakeFile(at, name, h.Executable, data)
+	}
+	to, err := p.slot(keyOf(h.Executable, data))
 	if err != nil {
 		return err
 	}
+	return p.put(to, at, name, h.Executable, data)
+}
+
+// put is Make with the file's slot.
+func (p *pool) put(to slot, at int, name string, executable bool, data []byte) error {
 	for range 2 { // somebody else may give an equal file meanwhile
 		linked, err := p.take(to, at, name, func(fd int) (bool, error) { return holds(fd, executable, data) })
 		if linked || err != nil {
@@ -290,10 +302,10 @@ func (p *pool) put(key [32]byte, at int, name string, executable bool, data []by
 			return err
 		}
 		given, err := p.give(to, at, name)
-		if given || err != nil {
-			return err
+		if given {
+			return nil
 		}
-		if err := unix.Unlinkat(at, name, 0); err != nil {
+		if err = errors.Join(err, unix.Unlinkat(at, name, 0)); err != nil {
 			return err
 		}
 	}
@@ -349,7 +361,7 @@ func (p *pool) give(to slot, at int, name string) (bool, error) {
 	case unix.EEXIST:
 		return false, nil
 	default:
-		return false, errors.Join(fmt.Errorf("link %s: %w", to.entry, err), unix.Unlinkat(at, name, 0))
+		return false, fmt.Errorf("link %s: %w", to.entry, err)
 	}
 }
 

@@ -42,6 +42,7 @@ var Names = []string{
 	"disk/link/pooled",         // a file is in the pool
 	"disk/link/renamed",        // a file of an object is a link; its directory has another time
 	"disk/link/renewing",       // another file for the pool's entry has a temporary name
+	"disk/pool/entered",        // a file of a new object is the pool's entry, and others are not yet
 	"disk/pool/forgotten",      // an entry of the pool that is no good is gone
 	"disk/pool/given",          // a file of an addition that is not durable is the pool's entry
 	"disk/pool/linked",         // a link to the pool's file that is to replace an equal one has a temporary name
