@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -130,10 +132,16 @@ func (a *adder) flush(ctx context.Context) error {
 
 // addLarge adds a tree or a file that is not small, unless it is known to be there.
 func (a *adder) addLarge(ctx context.Context, f client.File, fi os.FileInfo) (store.Path, error) {
-	var l *sources.Listing
-	if fi.IsDir() || fi.Size() >= rememberSize {
-		var err error
-		if l, err = sources.List(f.Path, "address "+a.method.Prefix()); err != nil {
+	if !fi.IsDir() && fi.Size() < rememberSize {
+		return a.read(ctx, f)
+	}
+	kind, began := "address "+a.method.Prefix(), time.Now()
+	list := sync.OnceValues(func() (*sources.Listing, error) { return sources.List(f.Path, kind, began) })
+	if a.memory().Blank(f.Path, kind) {
+		go list() // which is waited for below
+	} else {
+		l, err := list()
+		if err != nil {
 			return store.Path{}, fmt.Errorf("add %s: %w", f.Path, err)
 		}
 		if p, ok := a.known(ctx, f.Name, l); ok {
@@ -141,11 +149,21 @@ func (a *adder) addLarge(ctx context.Context, f client.File, fi os.FileInfo) (st
 		}
 	}
 	info, err := a.s.AddFile(ctx, f.Name, a.method, store.SHA256, nil, f.Path)
+	l, unlisted := list()
 	if err != nil {
 		return store.Path{}, err
 	}
-	if l != nil {
+	if unlisted == nil {
 		a.memory().Remember(l, info.CA.Hash)
+	}
+	return info.Path, nil
+}
+
+// read adds a file.
+func (a *adder) read(ctx context.Context, f client.File) (store.Path, error) {
+	info, err := a.s.AddFile(ctx, f.Name, a.method, store.SHA256, nil, f.Path)
+	if err != nil {
+		return store.Path{}, err
 	}
 	return info.Path, nil
 }

@@ -3,7 +3,7 @@
 // A tree is the same as before when its listing is: of everything in it name, kind, permissions, device, inode, size, and
 // the times of its last modification and status change, to the nanosecond. Nobody can set the last of these, so that
 // a change is seen unless it happens within the same tick of the file system's clock. Therefore a tree is remembered only if
-// everything in it had been left alone for two seconds (settled) when it was looked at: what changes later, while
+// everything in it had been left alone for two seconds (settled) when the listing began, before anything was read: what changes later, while
 // it is read or after that, gets a time that differs. Three things go unseen: writes through a shared memory mapping
 // on file systems that do not note them (tmpfs), a clock that is set back, and what is below a mount point, which is why a
 // tree of several file systems, or of one whose clock is another machine's, is not remembered at all.
@@ -88,7 +88,28 @@ func (c *Cache) Recall(l *Listing) (store.Hash, bool) {
 	return store.NewHash(store.SHA256, b[32:64]), true
 }
 
-// Remember notes the SHA-256 hash of the contents of a tree, which were read after it was listed.
+// Blank reports whether nothing is remembered of what is at path, so that nobody need wait for its listing.
+func (c *Cache) Blank(path, kind string) bool {
+	if c == nil {
+		return true
+	}
+	var st unix.Stat_t
+	var b [slotSize]byte
+	if unix.Lstat(path, &st) != nil {
+		return true
+	}
+	_, err := c.f.ReadAt(b[:], slotOf(&st, kind))
+	return err != nil || [32]byte(b[64:]) != check(b[:64])
+}
+
+// slotOf returns where in the file something has its slot.
+func slotOf(st *unix.Stat_t, kind string) int64 {
+	place := binary.LittleEndian.AppendUint64([]byte(kind), st.Ino)
+	place = binary.LittleEndian.AppendUint64(place, st.Dev)
+	return int64(binary.LittleEndian.Uint64(store.BLAKE3.Sum(place).Bytes())%slots) * slotSize
+}
+
+// Remember notes the SHA-256 hash of the contents of a tree, which were read after its listing began.
 func (c *Cache) Remember(l *Listing, contents store.Hash) {
 	if c == nil || !l.still || contents.Algorithm() != store.SHA256 {
 		return
@@ -103,9 +124,10 @@ func check(b []byte) [32]byte {
 }
 
 // List looks at everything in a tree, or no further than to what keeps it from being remembered. What the contents are hashed as is part
-// of what is remembered: kind tells apart the archive of a file and its bytes.
-func List(path, kind string) (*Listing, error) {
-	w := &walk{began: time.Now()}
+// of what is remembered: kind tells apart the archive of a file and its bytes. The listing began when nobody had read any of the contents;
+// what changes while they are read is seen in the listing to have changed just now, or in the next one.
+func List(path, kind string, began time.Time) (*Listing, error) {
+	w := &walk{began: began}
 	err := w.root(path)
 	if err == errNotStill {
 		return &Listing{}, nil
@@ -115,11 +137,8 @@ func List(path, kind string) (*Listing, error) {
 	}
 	w.put(uint64(len(kind)))
 	w.text = append(w.text, kind...)
-	l := &Listing{still: true}
+	l := &Listing{still: true, slot: slotOf(&w.top, kind)}
 	copy(l.hash[:], w.sum())
-	place := binary.LittleEndian.AppendUint64([]byte(kind), w.top.Ino)
-	place = binary.LittleEndian.AppendUint64(place, w.top.Dev)
-	l.slot = int64(binary.LittleEndian.Uint64(store.BLAKE3.Sum(place).Bytes())%slots) * slotSize
 	return l, nil
 }
 

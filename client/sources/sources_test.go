@@ -42,7 +42,7 @@ func open(t *testing.T, dir string) *sources.Cache {
 
 func list(t *testing.T, path string) *sources.Listing {
 	t.Helper()
-	l, err := sources.List(path, "nar")
+	l, err := sources.List(path, "nar", time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,12 +57,18 @@ func TestRecall(t *testing.T) {
 	if _, ok := c.Recall(list(t, tree)); ok {
 		t.Error("an empty cache knows something")
 	}
+	if !c.Blank(tree, "nar") {
+		t.Error("there is something in an empty cache")
+	}
 	c.Remember(list(t, tree), contents)
+	if c.Blank(tree, "nar") || !c.Blank(tree, "flat") {
+		t.Error("what is remembered, or something else, is not there")
+	}
 	again := open(t, dir)
 	if h, ok := again.Recall(list(t, tree)); !ok || h != contents {
 		t.Errorf("recalled %v, %v", h, ok)
 	}
-	if l, err := sources.List(tree, "flat"); err != nil {
+	if l, err := sources.List(tree, "flat", time.Now()); err != nil {
 		t.Fatal(err)
 	} else if _, ok := c.Recall(l); ok {
 		t.Error("what was remembered as an archive is known as bytes")
@@ -94,6 +100,19 @@ func TestRecall(t *testing.T) {
 	c.Remember(list(t, tree), contents)
 	if _, ok := c.Recall(list(t, tree)); ok {
 		t.Error("what has just changed is remembered")
+	}
+	began := time.Now()
+	if err := os.Chmod(filepath.Join(tree, "a"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2100 * time.Millisecond)
+	late, err := sources.List(tree, "nar", began)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Remember(late, contents)
+	if _, ok := c.Recall(list(t, tree)); ok {
+		t.Error("what has changed after the reading began is remembered")
 	}
 }
 
