@@ -135,32 +135,44 @@ func typeOf(at int, name string) (uint8, error) {
 }
 
 func (d *dumper) regular(at int, name, end string) error {
-	fd, err := open(at, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
+	fd, size, err := d.open(at, name)
 	if err != nil {
-		return fmt.Errorf("open: %w", err)
+		return err
 	}
 	defer unix.Close(fd)
-	var st unix.Stat_t
-	if err := retry(func() error { return unix.Fstat(fd, &st) }); err != nil {
-		return fmt.Errorf("stat: %w", err)
+	if err := d.data(fd, size); err != nil {
+		return err
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return errChanged
+	return d.pad(uint64(size), end)
+}
+
+// open opens a regular file and writes what comes before its data.
+func (d *dumper) open(at int, name string) (fd int, size int64, err error) {
+	fd, err = open(at, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
+	if err != nil {
+		return -1, 0, fmt.Errorf("open: %w", err)
+	}
+	var st unix.Stat_t
+	if err = retry(func() error { return unix.Fstat(fd, &st) }); err != nil {
+		err = fmt.Errorf("stat: %w", err)
+	} else if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		err = errChanged
 	}
 	head := tokenRegular + tokenContents
 	if st.Mode&0o100 != 0 {
 		head = tokenRegular + groupExecutable
 	}
-	if err := d.put(head); err != nil {
-		return err
+	if err == nil {
+		err = d.put(head)
 	}
-	if err := d.number(uint64(st.Size)); err != nil {
-		return err
+	if err == nil {
+		err = d.number(uint64(st.Size))
 	}
-	if err := d.data(fd, st.Size); err != nil {
-		return err
+	if err != nil {
+		unix.Close(fd)
+		return -1, 0, err
 	}
-	return d.pad(uint64(st.Size), end)
+	return fd, st.Size, nil
 }
 
 // data reads exactly size bytes of fd.
@@ -206,21 +218,11 @@ func (d *dumper) symlink(at int, name, end string) error {
 }
 
 func (d *dumper) directory(at int, name, end string) error {
-	fd, err := open(at, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	fd, entries, err := d.list(at, name, len(d.names)+1)
 	if err != nil {
-		return fmt.Errorf("open: %w", err)
+		return err
 	}
 	defer unix.Close(fd)
-	if err := checkDepth(len(d.names) + 1); err != nil {
-		return err
-	}
-	entries, err := readDirectory(fd)
-	if err != nil {
-		return fmt.Errorf("read directory: %w", err)
-	}
-	if err := d.put(tokenDirectory); err != nil {
-		return err
-	}
 	for _, e := range entries {
 		if err := d.entry(fd, e); err != nil {
 			return err
@@ -229,15 +231,29 @@ func (d *dumper) directory(at int, name, end string) error {
 	return d.put(tokenClose + end[len(tokenClose):])
 }
 
+// list opens a directory, which is so deep, and writes what comes before its entries.
+func (d *dumper) list(at int, name string, depth int) (fd int, entries []entry, err error) {
+	fd, err = open(at, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	if err != nil {
+		return -1, nil, fmt.Errorf("open: %w", err)
+	}
+	if err = checkDepth(depth); err == nil {
+		if entries, err = readDirectory(fd); err != nil {
+			err = fmt.Errorf("read directory: %w", err)
+		}
+	}
+	if err == nil {
+		err = d.put(tokenDirectory)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, nil, err
+	}
+	return fd, entries, nil
+}
+
 func (d *dumper) entry(fd int, e entry) error {
-	d.names = append(d.names, e.name)
-	if err := checkName(e.name); err != nil {
-		return err
-	}
-	if err := d.put(tokenEntry + groupName); err != nil {
-		return err
-	}
-	if err := d.text(e.name, groupNode); err != nil {
+	if err := d.enter(e.name); err != nil {
 		return err
 	}
 	if err := d.node(fd, e.name, e.kind, tokenClose+tokenClose); err != nil {
@@ -245,6 +261,18 @@ func (d *dumper) entry(fd int, e entry) error {
 	}
 	d.names = d.names[:len(d.names)-1]
 	return nil
+}
+
+// enter writes what comes before an entry's object.
+func (d *dumper) enter(name string) error {
+	d.names = append(d.names, name)
+	if err := checkName(name); err != nil {
+		return err
+	}
+	if err := d.put(tokenEntry + groupName); err != nil {
+		return err
+	}
+	return d.text(name, groupNode)
 }
 
 func (d *dumper) put(s string) error {

@@ -364,7 +364,9 @@ func (s *Store) AddOpen(ctx context.Context, name string, method store.Method, a
 	}
 	switch {
 	case fi.IsDir() && method == store.Recursive:
-		return s.addDumped(ctx, name, algo, refs, func(w io.Writer) error { return nar.DumpOpen(w, f) })
+		tree := nar.NewTreeReader(f)
+		defer tree.Close()
+		return s.AddStream(ctx, name, method, algo, refs, tree)
 	case !fi.Mode().IsRegular():
 		return nil, fmt.Errorf("add %q: %s is not a regular file", name, f.Name())
 	}
