@@ -11,9 +11,24 @@ import (
 
 var (
 	unitName = regexp.MustCompile(`^[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\-]*)?\.(service|socket|target|timer|path|mount|automount|swap|slice)$`)
-	userName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_-]{0,30}\$?$`)
-	hostName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$`)
+	userName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_-]*\$?$`)
+	label    = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?$`)
 )
+
+// Lengths are not in the expressions: with them compiling takes longer than all else that a program does at its start.
+
+func isUserName(s string) bool {
+	return len(strings.TrimSuffix(s, "$")) <= 31 && userName.MatchString(s)
+}
+
+func isHostName(s string) bool {
+	for l := range strings.SplitSeq(s, ".") {
+		if len(l) > 63 || !label.MatchString(l) {
+			return false
+		}
+	}
+	return len(s) <= 64
+}
 
 // reservedEtc are files that programs of the host rewrite, or that the spec has a field for.
 // A system that owned them would lock people out or fight with the host.
@@ -33,7 +48,7 @@ func (s *Spec) Check() error {
 }
 
 func (s *Spec) checkHost() error {
-	if s.HostName != "" && (len(s.HostName) > 64 || !hostName.MatchString(s.HostName)) {
+	if s.HostName != "" && !isHostName(s.HostName) {
 		return fmt.Errorf("host name %q: want letters, digits and hyphens, 64 at most", clip(s.HostName))
 	}
 	if s.Timezone != "" && (!cleanRelative(s.Timezone)) {
@@ -89,7 +104,7 @@ func (f *EtcFile) check() error {
 		return err
 	}
 	for _, n := range []string{f.User, f.Group} {
-		if n != "" && !userName.MatchString(n) {
+		if n != "" && !isUserName(n) {
 			return fmt.Errorf("owner %q is not an account name", clip(n))
 		}
 	}
@@ -150,7 +165,7 @@ func (u *Unit) Type() string { return u.Name[strings.LastIndexByte(u.Name, '.')+
 func (s *Spec) checkAccounts() error {
 	users, groups := map[string]bool{}, map[string]bool{}
 	for _, g := range s.Groups {
-		if !userName.MatchString(g.Name) {
+		if !isUserName(g.Name) {
 			return fmt.Errorf("group %q: not an account name", clip(g.Name))
 		}
 		if groups[g.Name] {
@@ -175,7 +190,7 @@ func (s *Spec) checkAccounts() error {
 }
 
 func (u *User) check() error {
-	if !userName.MatchString(u.Name) {
+	if !isUserName(u.Name) {
 		return fmt.Errorf("not an account name")
 	}
 	if err := checkID(u.UID); err != nil {
@@ -196,11 +211,11 @@ func (u *User) check() error {
 		}
 	}
 	for _, g := range u.Groups {
-		if !userName.MatchString(g) {
+		if !isUserName(g) {
 			return fmt.Errorf("group %q is not an account name", clip(g))
 		}
 	}
-	if u.Group != "" && !userName.MatchString(u.Group) {
+	if u.Group != "" && !isUserName(u.Group) {
 		return fmt.Errorf("group %q is not an account name", clip(u.Group))
 	}
 	return absolutes("authorized keys", u.AuthorizedKeys)
