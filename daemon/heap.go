@@ -8,14 +8,15 @@ import (
 )
 
 // The graph of references lives as long as the process, so that Go's rule, to collect when as much again has been allocated, would double what it
-// takes. What may be allocated between two collections is headroom instead, a fifth of what lives at least, as much again at most:
-// a store of a million objects has 220 MiB of graph, of which a collection takes a tenth of a second.
+// takes. What may be allocated between two collections is headroom instead, or what fills the heap to usual, a fifth of what lives at least, as much
+// again at most: a store of a million objects has 220 MiB of graph, of which a collection takes a tenth of a second.
 //
-// Memory that was needed once goes back only when Go has a limit: what lives, the headroom, and what is not heap, or leastLimit, which a daemon with
-// a small store reaches when it writes much. What lives grows by less than the headroom from one look to the next, but for requests of many MiB,
+// Memory that was needed once goes back only when Go has a limit: what lives, what may be allocated, and what is not heap, or leastLimit, which a daemon
+// with a small store reaches when it writes much. What lives grows by less than that from one look to the next, but for requests of many MiB,
 // during which the collector is busy until then, with half of the processors at most.
 const (
 	headroom    = 48 << 20 // bytes
+	usual       = 76 << 20 // bytes that a heap has when less than five sixths of them live
 	leastGrowth = 20       // percent
 	whileOpen   = 25       // percent, while stores are opened
 	notHeap     = 8 << 20  // bytes: stacks, the collector's own
@@ -79,15 +80,21 @@ func (m *Heap) Close() {
 	}
 }
 
+// room returns how much may be allocated, in bytes, when so many live.
+func room(live uint64) uint64 {
+	return max(live*leastGrowth/100, min(headroom, live, usual-min(live, usual)))
+}
+
 // growth returns by how many percent a heap may grow of which so many bytes live.
 func growth(live uint64) int {
-	return int(min(100, max(leastGrowth, 100*headroom/max(live, 1))))
+	if live == 0 {
+		return 100
+	}
+	return int(max(leastGrowth, 100*room(live)/live))
 }
 
 // limit returns what a process may take, in bytes, of whose heap so many live.
-func limit(live uint64) int64 {
-	return int64(max(leastLimit, live+max(headroom, live*leastGrowth/100)+notHeap))
-}
+func limit(live uint64) int64 { return int64(max(leastLimit, live+room(live)+notHeap)) }
 
 // live is how much of the heap the last collection found alive, in bytes.
 func live() uint64 {
