@@ -321,10 +321,11 @@ func (t *transaction) step(ctx context.Context, s Step) error {
 	return nil
 }
 
-// apply is the switch itself; each phase stops at its first error.
+// apply is the switch itself; each phase stops at its first error. The kernel's host name comes before the files: when the machine loses
+// power, it starts with that of /etc/hostname, and only a step that has begun is undone.
 func (t *transaction) apply(ctx context.Context) error {
 	for _, phase := range []func(context.Context) error{
-		t.stopFirst, t.addAccounts, t.files, t.generation, t.hostName, t.tmpfiles, t.reloadUnits,
+		t.stopFirst, t.addAccounts, t.hostName, t.files, t.generation, t.tmpfiles, t.reloadUnits,
 		t.runUnits, t.health, t.removeAccounts, t.state,
 	} {
 		if err := phase(ctx); err != nil {

@@ -181,6 +181,9 @@ func TestReplaceIsFinished(t *testing.T) {
 	if s.IsValid(gone) {
 		t.Error("an object that has disappeared while it was linked is valid")
 	}
+	if got := text(t, s, "gone", "gone"); got != gone {
+		t.Errorf("what has disappeared is added again as %s", got)
+	}
 	if _, err := os.Lstat(l.RealPath(never)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("what was to replace no object is there: %v", err)
 	}
