@@ -54,10 +54,14 @@ func (o *objects) add(tb testing.TB, name, content string, refs ...store.Path) *
 	return info
 }
 
+func newObjects() *objects {
+	return &objects{infos: map[store.Path]*store.Info{}, nars: map[store.Path][]byte{}}
+}
+
 // chain returns a store with three objects, each of which refers to the one before it.
 func chain(tb testing.TB) (*objects, []*store.Info) {
 	tb.Helper()
-	o := &objects{infos: map[store.Path]*store.Info{}, nars: map[store.Path][]byte{}}
+	o := newObjects()
 	a := o.add(tb, "z", "first\n")
 	b := o.add(tb, "y", a.Path.String()+strings.Repeat("second\n", 3), a.Path)
 	c := o.add(tb, "x", b.Path.String()+"third\n", a.Path, b.Path)

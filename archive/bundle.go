@@ -163,6 +163,7 @@ type packer struct {
 	out   *wire.Writer
 	cores int
 	ahead *zstd.Encoder // of small objects, for all cores
+	even  *zstd.Encoder // of those whose bytes are even: finding out that codes for them are no use takes most of the time of packing
 	hash  hash.Hash
 	buf   []byte
 }
@@ -171,7 +172,11 @@ type packer struct {
 func newPacker(out *wire.Writer, objects int) (*packer, error) {
 	cores := max(1, min(runtime.GOMAXPROCS(0), objects))
 	ahead, err := newEncoder(nil, aheadLevel, cores)
-	return &packer{out: out, cores: cores, ahead: ahead, hash: store.BLAKE3.New(), buf: make([]byte, 0, bundleFrame)}, err
+	if err != nil {
+		return nil, err
+	}
+	even, err := newEncoder(nil, aheadLevel, cores, zstd.WithNoEntropyCompression(true))
+	return &packer{out: out, cores: cores, ahead: ahead, even: even, hash: store.BLAKE3.New(), buf: make([]byte, 0, bundleFrame)}, err
 }
 
 // packing is an object whose turn comes.
@@ -229,6 +234,9 @@ func (p *packer) packed(ctx context.Context, info *store.Info, r store.Reader) (
 	}
 	if err != nil {
 		return nil, err
+	}
+	if isEven(nar.Bytes()) {
+		return p.even.EncodeAll(nar.Bytes(), nil), nil
 	}
 	return p.ahead.EncodeAll(nar.Bytes(), nil), nil
 }

@@ -2,8 +2,11 @@ package archive_test
 
 import (
 	"bytes"
+	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -69,6 +72,37 @@ func TestBundleRoundTrip(t *testing.T) {
 	for p, data := range got {
 		if !bytes.Equal(data, o.nars[p]) {
 			t.Errorf("%s: other contents", p)
+		}
+	}
+}
+
+// TestBundlePacksSmallObjects packs small objects whose bytes are of few kinds without repeating each other, and does no harm to random ones.
+func TestBundlePacksSmallObjects(t *testing.T) {
+	for n := range 20 {
+		var random [6000]byte
+		rand.NewChaCha8([32]byte{byte(n)}).Read(random[:])
+		raw := random[:300*(n+1)]
+		for name, c := range map[string]struct {
+			text string
+			most float64 // of its size
+		}{
+			"random": {string(raw), 1},
+			"base64": {base64.StdEncoding.EncodeToString(raw), 0.85},
+			"hex":    {hex.EncodeToString(raw), 0.65},
+		} {
+			o := newObjects()
+			info := o.add(t, "x", c.text)
+			var b bytes.Buffer
+			if err := archive.WriteBundle(t.Context(), &b, key(t, 0), dir, []*store.Info{info}, o); err != nil {
+				t.Fatal(err)
+			}
+			if most := int(c.most*float64(len(c.text))) + 1000; b.Len() > most {
+				t.Errorf("%d bytes of %s take %d, want at most %d", len(c.text), name, b.Len(), most)
+			}
+			got, err := receive(&b, allow(t, key(t, 0).Public()))
+			if err != nil || !bytes.Equal(got[info.Path], o.nars[info.Path]) {
+				t.Errorf("%d bytes of %s: other contents, %v", len(c.text), name, err)
+			}
 		}
 	}
 }

@@ -188,7 +188,7 @@ func (b *borrowed) Close() error {
 const highLevel = 6
 
 // newEncoder returns an encoder to w. Without one it is for EncodeAll, by so many goroutines at once.
-func newEncoder(w io.Writer, level, concurrency int) (*zstd.Encoder, error) {
+func newEncoder(w io.Writer, level, concurrency int, more ...zstd.EOption) (*zstd.Encoder, error) {
 	speed, window := zstd.SpeedDefault, ownWindow/2
 	if level > 0 {
 		speed = zstd.EncoderLevelFromZstd(level)
@@ -199,8 +199,26 @@ func newEncoder(w io.Writer, level, concurrency int) (*zstd.Encoder, error) {
 	case level >= highLevel:
 		window = ownWindow
 	}
-	return zstd.NewWriter(w, zstd.WithEncoderLevel(speed), zstd.WithEncoderConcurrency(concurrency), zstd.WithWindowSize(window), zstd.WithLowerEncoderMem(level < highLevel),
-		zstd.WithAllLitEntropyCompression(true)) // the fastest level leaves base64 and hex as they are
+	options := []zstd.EOption{
+		zstd.WithEncoderLevel(speed), zstd.WithEncoderConcurrency(concurrency), zstd.WithWindowSize(window), zstd.WithLowerEncoderMem(level < highLevel),
+		zstd.WithAllLitEntropyCompression(true), // the fastest level leaves base64 and hex as they are
+	}
+	return zstd.NewWriter(w, append(options, more...)...)
+}
+
+// isEven reports whether all bytes are about as frequent in data, so that codes for them would not be shorter than the bytes: two
+// bytes are the same less than three times as often as when bytes are random. In base64 it is four times.
+func isEven(data []byte) bool {
+	var count [256]uint64
+	for _, b := range data {
+		count[b]++
+	}
+	pairs := uint64(0)
+	for _, c := range count {
+		pairs += c * (c - min(c, 1))
+	}
+	n := uint64(len(data))
+	return pairs*256 < 3*n*(n-min(n, 1))
 }
 
 // plain passes bytes through.
