@@ -9,14 +9,11 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
-	"sync/atomic"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/fb"
 	"github.com/dgraph-io/badger/v4/table"
-	"golang.org/x/sync/errgroup"
 )
 
 // checkTables reads all tables that the manifest lists, before Badger does: it trusts offsets that it reads, in goroutines
@@ -32,22 +29,14 @@ func checkTables(dir string, open bool) (newest uint64, err error) {
 	}
 	ids := slices.Collect(maps.Keys(listed))
 	versions := make([]uint64, len(ids))
-	var g errgroup.Group
-	var next atomic.Int32
-	for range runtime.GOMAXPROCS(0) {
-		g.Go(func() error {
-			var data bytes.Buffer
-			for i := int(next.Add(1)) - 1; i < len(ids); i = int(next.Add(1)) - 1 {
-				version, err := checkListed(dir, ids[i], open, &data)
-				if err != nil {
-					return err
-				}
-				versions[i] = version
-			}
-			return nil
-		})
-	}
-	if err := g.Wait(); err != nil || len(ids) == 0 {
+	err = each(len(ids), func() func(int) error {
+		var data bytes.Buffer
+		return func(i int) (err error) {
+			versions[i], err = checkListed(dir, ids[i], open, &data)
+			return err
+		}
+	})
+	if err != nil || len(ids) == 0 {
 		return 0, err
 	}
 	return slices.Max(versions), nil

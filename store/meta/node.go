@@ -19,25 +19,16 @@ type Node struct {
 
 // readNodes calls Options.Node for each object, and refuses fewer or more objects than the last transaction knew.
 func (d *DB) readNodes() error {
-	var g errgroup.Group
-	var next atomic.Int32
-	var failed atomic.Bool
 	var count atomic.Int64
-	for range runtime.GOMAXPROCS(0) {
-		g.Go(func() error {
-			var n Node
-			for first := next.Add(1) - 1; first < 256 && !failed.Load(); first = next.Add(1) - 1 {
-				rows, err := d.nodesFrom(byte(first), &n)
-				count.Add(rows)
-				if err != nil {
-					failed.Store(true)
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	if err := g.Wait(); err != nil {
+	err := each(256, func() func(int) error {
+		var n Node
+		return func(first int) error {
+			rows, err := d.nodesFrom(byte(first), &n)
+			count.Add(rows)
+			return err
+		}
+	})
+	if err != nil {
 		return err
 	}
 	d.objects = count.Load()
@@ -45,6 +36,26 @@ func (d *DB) readNodes() error {
 		d.acknowledged.Store(txn.ReadTs())
 		return checkCount(txn, d.objects)
 	})
+}
+
+// each calls what worker returns, for each processor, for the numbers below n, until one call fails.
+func each(n int, worker func() func(i int) error) error {
+	var g errgroup.Group
+	var next atomic.Int64
+	var failed atomic.Bool
+	for range min(runtime.GOMAXPROCS(0), n) {
+		g.Go(func() error {
+			fn := worker()
+			for i := int(next.Add(1)) - 1; i < n && !failed.Load(); i = int(next.Add(1)) - 1 {
+				if err := fn(i); err != nil {
+					failed.Store(true)
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
 }
 
 func (d *DB) nodesFrom(first byte, n *Node) (rows int64, err error) {
