@@ -405,7 +405,7 @@ func (s *Store) recover(ctx context.Context) error {
 	var names, interrupted []string
 	look := func() {
 		some := names
-		names = make([]string, 0, namesAtOnce)
+		names = nil
 		g.Go(func() error {
 			strays, err := s.recoverNames(some, found)
 			count.Add(int64(strays))

@@ -109,14 +109,7 @@ func (s *Store) settleLinks(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	select {
-	case <-done:
-		return nil
-	case <-s.stop:
-		return ErrClosed
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return s.wait(ctx, done)
 }
 
 // linkLoop is the goroutine that makes links of files that are there.

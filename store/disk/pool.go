@@ -63,7 +63,7 @@ func (s *Store) Files() nar.Files {
 	if s.opts.NoDedupe {
 		return nil
 	}
-	return s.pool
+	return &tree{s: s, pool: s.pool}
 }
 
 // tree is an object that is being made at a temporary name.
@@ -109,7 +109,9 @@ func (t *tree) file(data []byte) error {
 	return nil
 }
 
-// Make is that of the pool. Only the tree itself is made in the store directory.
+// Make makes a small file: a link to what the pool has, if that is the same byte for byte, or else a file that the pool
+// gets a link to. That the file is not durable yet, and may never be valid, does not matter: nobody trusts an entry.
+// Only the tree itself is made in the store directory.
 func (t *tree) Make(at int, name string, h *nar.Header, data []byte) error {
 	if int64(len(data)) < t.pool.least {
 		return nar.MakeFile(at, name, h.Executable, data)
@@ -126,18 +128,22 @@ func (t *tree) Make(at int, name string, h *nar.Header, data []byte) error {
 	return t.pool.put(to, at, name, h.Executable, data)
 }
 
-// Large is that of the pool.
+// Large hashes a file while it is written.
 func (t *tree) Large(size int64, executable bool) (io.Writer, func(at int, name string) error) {
-	h, sealed := t.pool.large(size, executable)
-	if h == nil {
+	if size < t.pool.least || size > t.pool.most {
 		return nil, nil
 	}
+	h := newFileHash(size, executable)
 	return h, func(at int, name string) error {
-		key, err := sealed(at, name)
+		key := h.key()
 		if at == int(t.s.dir.Fd()) {
 			t.seal = key
 		}
-		return err
+		to, err := t.pool.slot(key)
+		if err != nil {
+			return err
+		}
+		return t.pool.settle(to, at, name, executable, size)
 	}
 }
 
@@ -278,20 +284,7 @@ func keyOf(executable bool, data []byte) [32]byte {
 	return h.key()
 }
 
-// Make makes a small file: a link to what the pool has, if that is the same byte for byte, or else a file that the pool
-// gets a link to. That the file is not durable yet, and may never be valid, does not matter: nobody trusts an entry.
-func (p *pool) Make(at int, name string, h *nar.Header, data []byte) error {
-	if int64(len(data)) < p.least {
-		return nar.MakeFile(at, name, h.Executable, data)
-	}
-	to, err := p.slot(keyOf(h.Executable, data))
-	if err != nil {
-		return err
-	}
-	return p.put(to, at, name, h.Executable, data)
-}
-
-// put is Make with the file's slot.
+// put makes a small file whose slot is known; see Make of tree.
 func (p *pool) put(to slot, at int, name string, executable bool, data []byte) error {
 	for range 2 { // somebody else may give an equal file meanwhile
 		linked, err := p.take(to, at, name, func(fd int) (bool, error) { return holds(fd, executable, data) })
@@ -406,31 +399,6 @@ func holds(fd int, executable bool, data []byte) (bool, error) {
 		data = data[n:]
 	}
 	return true, nil
-}
-
-// Large hashes a file while it is written.
-func (p *pool) Large(size int64, executable bool) (io.Writer, func(at int, name string) error) {
-	h, sealed := p.large(size, executable)
-	if h == nil {
-		return nil, nil
-	}
-	return h, func(at int, name string) error { _, err := sealed(at, name); return err }
-}
-
-// large is Large, whose sealed returns the file's key.
-func (p *pool) large(size int64, executable bool) (io.Writer, func(at int, name string) ([32]byte, error)) {
-	if size < p.least || size > p.most {
-		return nil, nil
-	}
-	h := newFileHash(size, executable)
-	return h, func(at int, name string) ([32]byte, error) {
-		key := h.key()
-		to, err := p.slot(key)
-		if err != nil {
-			return key, err
-		}
-		return key, p.settle(to, at, name, executable, size)
-	}
 }
 
 // settle makes a file that is written a link to the pool's entry if they are the same, or the entry if there is none.

@@ -188,8 +188,13 @@ func (s *Store) WaitScrub(ctx context.Context) error {
 	if ended == nil {
 		return nil
 	}
+	return s.wait(ctx, ended)
+}
+
+// wait waits until done is closed, unless the store is closed before.
+func (s *Store) wait(ctx context.Context, done <-chan struct{}) error {
 	select {
-	case <-ended:
+	case <-done:
 		return nil
 	case <-s.stop:
 		return ErrClosed
