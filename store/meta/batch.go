@@ -299,18 +299,15 @@ func write(txn *badger.Txn, w row, objects *int64) error {
 	return err
 }
 
-// changeOf returns how many rows more there are after a change.
+// changeOf returns how many objects more there are after a change. Only those are deleted that there are, which is not looked up again: a lookup
+// costs more than all else that a deletion does here.
 func changeOf(txn *badger.Txn, w row) (int64, error) {
-	_, err := txn.Get(w.key)
-	there := err == nil
-	if errors.Is(err, badger.ErrKeyNotFound) {
-		err = nil
+	if w.value == nil {
+		return -1, nil
 	}
-	switch {
-	case w.value == nil && there:
-		return -1, err
-	case w.value != nil && !there:
-		return 1, err
+	_, err := txn.Get(w.key)
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return 1, nil
 	}
 	return 0, err
 }

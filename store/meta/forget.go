@@ -25,7 +25,7 @@ func (f *Forgetter) Close() {
 	f.txn.Discard()
 }
 
-// Object adds to b the deletion of an object; if it is a derivation, of the rows of its outputs that it names itself; if it
+// Object adds to b the deletion of an object that has a row, once; if it is a derivation, of the rows of its outputs that it names itself; if it
 // is an output, of its realisations and of what rests on them. What derivations say of an
 // output by themselves stays.
 func (f *Forgetter) Object(b *Batch, object Digest, isDrv, isOut bool) error {

@@ -19,8 +19,10 @@ import (
 // killed returns what a database is like on the disk when its process is killed while it has nothing to do.
 func killed(t testing.TB, dir string) string {
 	t.Helper()
-	waitFor(t, func() bool { // the journals of an earlier process become tables
-		return len(journals(dir)) == 1
+	waitFor(t, func() bool { // the journals of an earlier process become tables, are emptied, and go
+		names, _ := filepath.Glob(filepath.Join(dir, "*.mem"))
+		begun := journals(dir)
+		return len(begun) == 1 && slices.Min(names) == begun[0]
 	})
 	to := filepath.Join(t.TempDir(), "db")
 	if err := meta.Copy(to, dir); err != nil {
@@ -283,15 +285,13 @@ func TestLostRows(t *testing.T) {
 	dir := t.TempDir()
 	db := openSmall(t, dir)
 	names := add(t, db, "a", 30)
-	commit(t, db, func(b *meta.Batch) { // counted once, whether it is put again, deleted twice, or both
+	commit(t, db, func(b *meta.Batch) { // counted once, whether it is put again or deleted
 		p := path(t, names[0])
 		b.PutObject(meta.DigestOf(p), sample(t, p))
 		forget := db.Forget()
 		defer forget.Close()
-		for range 2 {
-			if err := forget.Object(b, meta.DigestOf(path(t, names[1])), false, false); err != nil {
-				t.Fatal(err)
-			}
+		if err := forget.Object(b, meta.DigestOf(path(t, names[1])), false, false); err != nil {
+			t.Fatal(err)
 		}
 		b.PutObject(meta.DigestOf(path(t, "new")), sample(t, path(t, "new")))
 	})
