@@ -106,13 +106,10 @@ func (d *DB) Backup(w io.Writer, sequence uint64) (*BackupHeader, error) {
 		return nil, fmt.Errorf("back up database: %w", err)
 	}
 	h := &BackupHeader{Dir: d.store, Database: d.name, Sequence: sequence, Created: time.Now()}
-	err := d.badger.View(func(txn *badger.Txn) error {
+	err := d.view(func(txn *badger.Txn) error {
 		h.Version = txn.ReadTs()
 		return writeBackup(w, h, txn)
 	})
-	if errors.Is(err, badger.ErrDBClosed) {
-		err = ErrClosed
-	}
 	if err != nil {
 		return nil, fmt.Errorf("back up database: %w", err)
 	}

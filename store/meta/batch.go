@@ -254,23 +254,23 @@ func (d *DB) commit(group []*request) error {
 // transact makes durable what fn writes, and notes that it is. There is never more than one at a time: journals are judged
 // by that (journal.go).
 func (d *DB) transact(fn func(txn *badger.Txn, objects *int64) error) error {
-	txn := d.badger.NewTransaction(true)
+	version := d.acknowledged.Load()
+	txn := d.badger.NewTransactionAt(version, true)
 	defer txn.Discard()
 	objects := d.objects
 	if err := fn(txn, &objects); err != nil {
 		return err
 	}
-	row := binary.LittleEndian.AppendUint64(nil, d.acknowledged.Load())
+	row := binary.LittleEndian.AppendUint64(nil, version)
 	row = binary.LittleEndian.AppendUint64(row, uint64(objects))
 	if err := txn.Set(settingKey(commitName), row); err != nil {
 		return err
 	}
 	d.filling.rows += 2 * rowOverhead
-	version := txn.ReadTs() + 1
-	if err := txn.Commit(); err != nil {
+	if err := txn.CommitAt(version+1, nil); err != nil {
 		return d.unknown(err)
 	}
-	d.acknowledged.Store(version)
+	d.acknowledge(version + 1)
 	d.objects = objects
 	select {
 	case d.committed <- struct{}{}:

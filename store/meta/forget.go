@@ -15,14 +15,14 @@ type Forgetter struct {
 }
 
 // Forget returns a forgetter, to be closed.
-func (d *DB) Forget() *Forgetter { return &Forgetter{db: d, txn: d.badger.NewTransaction(false)} }
+func (d *DB) Forget() *Forgetter { return &Forgetter{db: d, txn: d.snapshot()} }
 
 // Close ends the reading.
 func (f *Forgetter) Close() {
 	if f.it != nil {
 		f.it.Close()
 	}
-	f.txn.Discard()
+	f.db.release(f.txn)
 }
 
 // Object adds to b the deletion of an object that has a row, once; if it is a derivation, of the rows of its outputs that it names itself; if it

@@ -162,6 +162,7 @@ type DB struct {
 	looked time.Time    // when; of the committing goroutine, as is what follows
 
 	witness      *os.File      // witness.go
+	reads        reads         // read.go
 	acknowledged atomic.Uint64 // the version of the last transaction that was
 	committed    chan struct{} // tells flushLoop; full while it has something to do
 	flushed      chan struct{} // closed when flushLoop has ended
@@ -173,7 +174,7 @@ type DB struct {
 
 // Open opens or makes the database in the directory dir for a store with the logical directory storeDir.
 func Open(dir string, storeDir store.Dir, opts *Options) (*DB, error) {
-	d := &DB{dir: dir, store: storeDir, opts: withDefaults(opts), requests: make(chan *request, 256), done: make(chan struct{}), committed: make(chan struct{}, 1), flushed: make(chan struct{})}
+	d := &DB{dir: dir, store: storeDir, opts: withDefaults(opts), requests: make(chan *request, 256), done: make(chan struct{}), reads: reads{at: map[uint64]int{}}, committed: make(chan struct{}, 1), flushed: make(chan struct{})}
 	if err := d.open(); err != nil {
 		if d.badger != nil {
 			d.waitForBadger()
@@ -305,9 +306,10 @@ func (d *DB) tryBadger() (err error) {
 			err = fmt.Errorf("read tables: %v", r)
 		}
 	}()
-	db, err := badger.Open(d.badgerOptions())
+	db, err := badger.OpenManaged(d.badgerOptions())
 	if err == nil { // else there is none, whatever it returns
 		d.badger = db
+		d.acknowledge(db.MaxVersion())
 	}
 	return err
 }
@@ -476,7 +478,7 @@ func (d *DB) closeDeleted() error {
 // get returns a copy of a row.
 func (d *DB) get(key []byte) ([]byte, error) {
 	var value []byte
-	err := d.badger.View(func(txn *badger.Txn) error {
+	err := d.view(func(txn *badger.Txn) error {
 		item, err := txn.Get(key)
 		if err != nil {
 			return err
@@ -484,11 +486,8 @@ func (d *DB) get(key []byte) ([]byte, error) {
 		value, err = item.ValueCopy(nil)
 		return err
 	})
-	switch {
-	case errors.Is(err, badger.ErrKeyNotFound):
+	if errors.Is(err, badger.ErrKeyNotFound) {
 		return nil, ErrNotFound
-	case errors.Is(err, badger.ErrDBClosed):
-		return nil, ErrClosed
 	}
 	return value, err
 }
@@ -496,7 +495,7 @@ func (d *DB) get(key []byte) ([]byte, error) {
 // scan calls fn for each row whose key starts with prefix, in key order.
 // Key and value are only lent. Prefetching would start a goroutine for each value, to copy what is at hand.
 func (d *DB) scan(prefix []byte, fn func(key, value []byte) error) error {
-	return d.badger.View(func(txn *badger.Txn) error {
+	return d.view(func(txn *badger.Txn) error {
 		it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix})
 		defer it.Close()
 		for it.Rewind(); it.ValidForPrefix(prefix); it.Next() {

@@ -32,10 +32,7 @@ func (d *DB) readNodes() error {
 		return err
 	}
 	d.objects = count.Load()
-	return d.badger.View(func(txn *badger.Txn) error {
-		d.acknowledged.Store(txn.ReadTs())
-		return checkCount(txn, d.objects)
-	})
+	return d.view(func(txn *badger.Txn) error { return checkCount(txn, d.objects) })
 }
 
 // each calls what worker returns, for each processor, for the numbers below n, until one call fails.
