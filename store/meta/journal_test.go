@@ -314,3 +314,39 @@ func TestLostRows(t *testing.T) {
 	}
 	damaged(t, dir)
 }
+
+// TestLargerMemTable opens what a process with larger memtables has left, which was killed.
+func TestLargerMemTable(t *testing.T) {
+	dir := t.TempDir()
+	db, err := meta.Open(dir, store.DefaultDir, &meta.Options{MemTableSize: 16 << 20, Ballast: -1, NoSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const rows, together = 100_000, 2000
+	digest := func(n int) meta.Digest { return meta.Digest{byte(n), byte(n >> 8), byte(n >> 16)} }
+	for n := 0; n < rows; n += together {
+		commit(t, db, func(b *meta.Batch) {
+			for i := range together {
+				b.PutObject(digest(n+i), &meta.Object{Name: "x"})
+			}
+		})
+	}
+	if n := len(journals(dir)); n != 1 {
+		t.Fatalf("%d journals", n)
+	}
+	left := killed(t, dir)
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time it is a table
+		db := openSmall(t, left)
+		for n := range rows {
+			if _, err := db.Object(digest(n)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

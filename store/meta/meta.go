@@ -33,6 +33,7 @@
 //
 // # Invariants
 //
+//   - Who reads sees what was acknowledged when the reading began (read.go).
 //   - A batch is atomic and durable (Options.NoSync: only atomic) when Commit returns nil. Batches that wait at the same time share one
 //     synced transaction: a single goroutine commits (Badger itself does one msync per transaction).
 //   - A batch above MaxBatch bytes is refused; whoever has more splits it in the order above.
@@ -65,8 +66,9 @@
 // # Memory
 //
 // Badger writes to a memtable, an arena of a third more than Options.MemTableSize on the Go heap and a mapped journal; when it is full, the next
-// is begun and the old one becomes a table on disk. So two arenas live while much is written, 42 MiB by default, four at most, and their garbage as long
-// as Go lets it be. Whoever commits waits while an arena is made and cleared, which takes the longer the larger it is. Batches, objects
+// is begun and the old one becomes a table on disk. So two arenas live while much is written, 21 MiB by default, four at most, and their garbage as long
+// as Go lets it be. Whoever commits waits while an arena is made and cleared, and competes with the making of the table, which takes the longer the larger
+// they are: hence the least that has room for the longest row. Batches, objects
 // and leases are bounded by it, too: an object may have some 50,000 references. Tables are mapped, and read without a cache.
 //
 // Values stay below Badger's value threshold; the value log holds nothing and needs no collection.
@@ -111,6 +113,12 @@ var (
 
 const schemaVersion = 1
 
+// Memtables.
+const (
+	leastMemTable = 8 << 20  // whose transactions have room for the longest row
+	olderMemTable = 16 << 20 // of earlier cairns
+)
+
 // Tables.
 const (
 	tableSettings byte = iota + 1
@@ -125,7 +133,7 @@ const (
 // Options of a database; the zero value works.
 type Options struct {
 	Logger *slog.Logger // default: discard
-	// MemTableSize bounds a transaction (15 % of it) and memory (twice it); default 16 MiB, at least 8 MiB.
+	// MemTableSize bounds a transaction (an eighth of it) and memory (twice it); default and least 8 MiB.
 	MemTableSize int64
 	// Reserve is the free space below which nothing is added; default 64 MiB and
 	// as much as a compaction may need. Smaller values risk death by SIGBUS on a full disk.
@@ -201,6 +209,9 @@ func (d *DB) open() (err error) {
 	if err := removeEmpty(d.dir); err != nil {
 		return err
 	}
+	if d.opts.MemTableSize, err = d.memTableFor(journalNames(d.dir)); err != nil {
+		return err
+	}
 	if err := d.roomToOpen(written); err != nil {
 		return err
 	}
@@ -265,9 +276,9 @@ func withDefaults(opts *Options) Options {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.MemTableSize == 0 {
-		o.MemTableSize = 16 << 20
+		o.MemTableSize = leastMemTable
 	}
-	o.MemTableSize = max(o.MemTableSize, 8<<20)
+	o.MemTableSize = max(o.MemTableSize, leastMemTable)
 	if o.Reserve == 0 {
 		o.Reserve = 64 << 20
 	}
@@ -391,6 +402,9 @@ func (d *DB) Close() error {
 		close(d.requests)
 		d.mu.Unlock()
 		<-d.done
+		if d.filling.next != nil {
+			<-d.filling.next
+		}
 		close(d.committed)
 		<-d.flushed
 		err = d.closeBadger()

@@ -100,7 +100,7 @@ func (d *DB) measure() {
 
 // Journals. Badger begins the next when one is full, in the midst of a commit: it opens a file of the next number, which may be there if it
 // is empty, makes it twice as long as a memtable, and writes to it through a map. Hence an empty file of that name is kept ready that
-// has its inode and its place on the disk already.
+// has its inode and its place on the disk already. It is made while transactions go on, and waited for by those that may need it.
 
 // journalRoom is the place of a journal: what makes it full, and the transaction that comes then.
 func (d *DB) journalRoom() int64 { return d.opts.MemTableSize * 5 / 4 }
@@ -108,17 +108,37 @@ func (d *DB) journalRoom() int64 { return d.opts.MemTableSize * 5 / 4 }
 // filling is the journal that Badger writes to.
 type filling struct {
 	number  int
-	rows    int64 // bytes, at least as many as Badger counts until it begins the next
-	secured bool  // has its place on the disk
+	rows    int64      // bytes, at least as many as Badger counts until it begins the next
+	secured bool       // has its place on the disk
+	next    chan error // while the next is made: what becomes of it
+}
+
+// memTableFor returns how large memtables must be, those of this process, so that what is in the journals fits into one each, the way Badger reads them. What
+// was made of a smaller or equal one does; how large it was the length of the file says, unless an opening has cut it.
+func (d *DB) memTableFor(journals []string) (int64, error) {
+	size := d.opts.MemTableSize
+	for _, name := range journals {
+		fi, err := os.Stat(name)
+		if err != nil {
+			return 0, err
+		}
+		if fi.Size() != 2*d.opts.MemTableSize {
+			size = max(size, olderMemTable, fi.Size()/2)
+		}
+	}
+	return size, nil
 }
 
 func (d *DB) journalName(number int) string {
 	return filepath.Join(d.dir, fmt.Sprintf("%05d.mem", number))
 }
 
-// secure has the journal's place and the next journal ready. It takes no room that a table may need which Badger is just making of an
-// older journal.
+// secure has the journal's place ready, and the next journal when this one is nearly full, or soon. It takes no room that a table may need which
+// Badger is just making of an older journal.
 func (d *DB) secure() error {
+	if d.filling.next != nil {
+		return d.secureNext()
+	}
 	next := d.journalName(d.filling.number + 1)
 	fi, err := os.Stat(next)
 	if err == nil && fi.Size() > 0 { // Badger has begun it
@@ -127,7 +147,7 @@ func (d *DB) secure() error {
 		fi, err = os.Stat(next)
 	}
 	if !d.filling.secured {
-		if err := d.allocate(d.journalName(d.filling.number), os.O_WRONLY); err != nil {
+		if err := d.allocate(d.journalName(d.filling.number), os.O_WRONLY, d.older()); err != nil {
 			return err
 		}
 		d.filling.secured = true
@@ -135,20 +155,35 @@ func (d *DB) secure() error {
 	if !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if err := d.allocate(next, os.O_WRONLY|os.O_CREATE|os.O_EXCL); err != nil {
-		os.Remove(next)
-		return err
-	}
-	return nil
+	made, older := make(chan error, 1), d.older()
+	d.filling.next = made
+	go func() {
+		err := d.allocate(next, os.O_WRONLY|os.O_CREATE|os.O_EXCL, older)
+		if err != nil {
+			os.Remove(next)
+		}
+		made <- err
+	}()
+	return d.secureNext()
 }
 
-// allocate gives a journal its place, if there is room for that and for tables of the older ones.
-func (d *DB) allocate(name string, flags int) error {
+// secureNext tells what has become of the next journal, for which it waits only when it may be needed at once.
+func (d *DB) secureNext() error {
+	if len(d.filling.next) == 0 && !d.nearlyFull() {
+		return nil
+	}
+	err := <-d.filling.next
+	d.filling.next = nil
+	return err
+}
+
+// allocate gives a journal its place, if there is room for that and for tables of so many older ones.
+func (d *DB) allocate(name string, flags, older int) error {
 	free, err := Free(d.dir)
 	if err != nil {
 		return err
 	}
-	if free.Bytes < d.journalRoom()+int64(d.older())*d.opts.MemTableSize+minRoom/4 {
+	if free.Bytes < d.journalRoom()+int64(older)*d.opts.MemTableSize+minRoom/4 {
 		return &os.PathError{Op: "allocate", Path: name, Err: unix.ENOSPC}
 	}
 	return allocate(name, flags, d.journalRoom())
