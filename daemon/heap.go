@@ -1,27 +1,27 @@
 package daemon
 
 import (
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"sync"
-	"time"
 )
 
 // The graph of references lives as long as the process, so that Go's rule, to collect when as much again has been allocated, would double what it
 // takes. What may be allocated between two collections is headroom instead, or what fills the heap to usual, a fifth of what lives at least, as much
 // again at most: a store of a million objects has 220 MiB of graph, of which a collection takes a tenth of a second.
 //
-// Memory that was needed once goes back only when Go has a limit: what lives, what may be allocated, and what is not heap, or leastLimit, which a daemon
-// with a small store reaches when it writes much. What lives grows by less than that from one look to the next, but for requests of many MiB,
-// during which the collector is busy until then, with half of the processors at most.
+// Memory that was needed once goes back only when Go has a limit: what lives, what may be allocated, what is not used of what the heap has, and what is
+// not heap, or leastLimit, which a daemon with a small store reaches when it writes much. A heap at its limit is collected without end, with half of the
+// processors, so that the limit follows what lives: each collection is looked at. When the database makes a table, that is 30 MiB more from one to the next.
 const (
 	headroom    = 48 << 20 // bytes
-	usual       = 76 << 20 // bytes that a heap has when less than five sixths of them live
+	usual       = 88 << 20 // bytes that a heap has when less than five sixths of them live
 	leastGrowth = 20       // percent
 	whileOpen   = 25       // percent, while stores are opened
+	unused      = 8        // the part of what lives that the heap has besides: 1/8
 	notHeap     = 8 << 20  // bytes: stacks, the collector's own
-	leastLimit  = 80 << 20 // bytes
-	tendEvery   = time.Second
+	leastLimit  = usual + notHeap
 )
 
 // Heap keeps the heap of this process close to what lives in it.
@@ -53,22 +53,31 @@ func (m *Heap) Opened() {
 		if live() > headroom {
 			debug.FreeOSMemory()
 		}
-		ticker := time.NewTicker(tendEvery)
-		defer ticker.Stop()
 		for known := uint64(0); ; {
+			next := collection()
 			if now := live(); known == 0 || now > known+known/16 || now < known-known/16 { // setting them stops the world for a moment
 				debug.SetGCPercent(growth(now))
 				debug.SetMemoryLimit(limit(now))
 				known = max(now, 1)
 			}
 			select {
-			case <-ticker.C:
+			case <-next:
 			case <-m.stop:
 				return
 			}
 		}
 	})
 }
+
+// collection returns a channel that is closed when the next collection has found out what lives.
+func collection() <-chan struct{} {
+	done := make(chan struct{})
+	runtime.AddCleanup(new(forgotten), func(done chan struct{}) { close(done) }, done)
+	return done
+}
+
+// forgotten is what nobody refers to, large enough to be an object of its own.
+type forgotten struct{ _ [4]*forgotten }
 
 // Close ends the tending and sets things as they were.
 func (m *Heap) Close() {
@@ -94,7 +103,7 @@ func growth(live uint64) int {
 }
 
 // limit returns what a process may take, in bytes, of whose heap so many live.
-func limit(live uint64) int64 { return int64(max(leastLimit, live+room(live)+notHeap)) }
+func limit(live uint64) int64 { return int64(max(leastLimit, live+live/unused+room(live)+notHeap)) }
 
 // live is how much of the heap the last collection found alive, in bytes.
 func live() uint64 {

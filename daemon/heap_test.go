@@ -1,13 +1,15 @@
 package daemon
 
 import (
+	"runtime"
 	"runtime/debug"
 	"testing"
+	"time"
 )
 
 // TestHeapGrowth lets small heaps grow as Go does, and large ones by little.
 func TestHeapGrowth(t *testing.T) {
-	for live, want := range map[uint64]int{0: 100, 1 << 20: 100, 38 << 20: 100, 48 << 20: 58, 96 << 20: 20, 10 << 30: 20} {
+	for live, want := range map[uint64]int{0: 100, 1 << 20: 100, 44 << 20: 100, 64 << 20: 37, 96 << 20: 20, 10 << 30: 20} {
 		if got := growth(live); got != want {
 			t.Errorf("%d bytes live: growth of %d %%, want %d %%", live, got, want)
 		}
@@ -16,7 +18,7 @@ func TestHeapGrowth(t *testing.T) {
 
 // TestHeapLimit is the least one for small heaps, and leaves others room to grow.
 func TestHeapLimit(t *testing.T) {
-	for live, want := range map[uint64]int64{0: 80, 24: 80, 40: 84, 60: 84, 100: 128, 1000: 1208} {
+	for live, want := range map[uint64]int64{0: 96, 40: 96, 64: 104, 80: 114, 800: 1068} {
 		if got := limit(live << 20); got != want<<20 {
 			t.Errorf("%d MiB live: limit of %d bytes, want %d MiB", live, got, want)
 		}
@@ -43,6 +45,19 @@ func TestHeapSettings(t *testing.T) {
 		}
 		if got != during || after != 77 {
 			t.Errorf("with %s: %d %% while stores are opened, %d %% in the end, want %d %% and 77 %%", variable, got, after, during)
+		}
+	}
+}
+
+// TestHeapCollection tells of a collection when there was one.
+func TestHeapCollection(t *testing.T) {
+	for range 3 {
+		next := collection()
+		runtime.GC()
+		select {
+		case <-next:
+		case <-time.After(time.Minute):
+			t.Fatal("nothing is told")
 		}
 	}
 }
