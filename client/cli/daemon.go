@@ -121,6 +121,7 @@ func runDaemon(ctx context.Context, env *Env, o *daemonOptions) error {
 		return daemonStdio(ctx, env, layout, o)
 	}
 	o.log = env.Stderr
+	daemon.SpareProcessors(env.Getenv)
 	heap := daemon.TendHeap(env.Getenv)
 	defer heap.Close()
 	h := &house{open: func() (*engine, error) { return openEngine(ctx, layout, env.Getenv, &o.engineOptions) }}
