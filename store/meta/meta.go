@@ -184,6 +184,7 @@ type DB struct {
 func Open(dir string, storeDir store.Dir, opts *Options) (*DB, error) {
 	d := &DB{dir: dir, store: storeDir, opts: withDefaults(opts), requests: make(chan *request, 256), done: make(chan struct{}), reads: reads{at: map[uint64]int{}}, committed: make(chan struct{}, 1), flushed: make(chan struct{})}
 	if err := d.open(); err != nil {
+		d.awaitNext()
 		if d.badger != nil {
 			d.waitForBadger()
 		}
@@ -402,9 +403,7 @@ func (d *DB) Close() error {
 		close(d.requests)
 		d.mu.Unlock()
 		<-d.done
-		if d.filling.next != nil {
-			<-d.filling.next
-		}
+		d.awaitNext()
 		close(d.committed)
 		<-d.flushed
 		err = d.closeBadger()

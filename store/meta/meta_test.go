@@ -97,6 +97,50 @@ func TestObjects(t *testing.T) {
 	}
 }
 
+// TestReading reads while objects come, change and go: it sees what there was when it began.
+func TestReading(t *testing.T) {
+	db := open(t, t.TempDir())
+	before := []meta.Digest{{1}, {2}, {3}}
+	commit(t, db, func(b *meta.Batch) {
+		for _, d := range before {
+			b.PutObject(d, &meta.Object{Name: "before"})
+		}
+	})
+	var seen []meta.Digest
+	if err := db.Objects(func(d meta.Digest, o *meta.Object) error {
+		if seen = append(seen, d); o.Name != "before" {
+			t.Errorf("%v is %q", d, o.Name)
+		}
+		if len(seen) > 1 {
+			return nil
+		}
+		commit(t, db, func(b *meta.Batch) {
+			f := db.Forget()
+			defer f.Close()
+			b.PutObject(meta.Digest{2}, &meta.Object{Name: "after"})
+			b.PutObject(meta.Digest{4}, &meta.Object{Name: "after"})
+			if err := f.Object(b, meta.Digest{3}, false, false); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if n := meta.Reading(db); n != 1 {
+			t.Errorf("somebody reads at %d versions", n)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(seen, before) {
+		t.Errorf("seen: %v", seen)
+	}
+	if o, err := db.Object(meta.Digest{2}); err != nil || o.Name != "after" {
+		t.Errorf("%v, %v", o, err)
+	}
+	if n := meta.Reading(db); n != 0 {
+		t.Errorf("in the end, somebody reads at %d versions", n)
+	}
+}
+
 func TestForget(t *testing.T) {
 	db := open(t, t.TempDir())
 	drv, other, out, static := meta.DigestOf(path(t, "x.drv")), meta.DigestOf(path(t, "y.drv")), path(t, "x"), path(t, "static")

@@ -6,9 +6,9 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// Versions. Badger could number transactions by itself, and wait before each reading until all that are numbered are there: five
-// messages between goroutines for each transaction, and three for each reading. There is only one that writes here, which knows what
-// is acknowledged, so that numbers are its own: who reads sees the last transaction that was acknowledged when the reading began, and no other. Of what
+// Versions. Badger could number transactions by itself, and wait before each reading until all that have a number are there: five
+// messages between goroutines for each transaction, and three for each reading. Here one goroutine writes, and knows what
+// is acknowledged, so it numbers them: who reads sees all that was acknowledged when the reading began, and nothing else. Of what
 // was overwritten or deleted since, Badger keeps what the oldest reading may ask for.
 
 // reads is at which versions somebody reads, and how many do.

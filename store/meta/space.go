@@ -113,8 +113,8 @@ type filling struct {
 	next    chan error // while the next is made: what becomes of it
 }
 
-// memTableFor returns how large memtables must be, those of this process, so that what is in the journals fits into one each, the way Badger reads them. What
-// was made of a smaller or equal one does; how large it was the length of the file says, unless an opening has cut it.
+// memTableFor returns how large the memtables of this process must be, so that each journal fits into one, which is how Badger reads them.
+// The length of a journal tells how large the memtable was that it was made with, unless an opening has cut it.
 func (d *DB) memTableFor(journals []string) (int64, error) {
 	size := d.opts.MemTableSize
 	for _, name := range journals {
@@ -172,8 +172,15 @@ func (d *DB) secureNext() error {
 	if len(d.filling.next) == 0 && !d.nearlyFull() {
 		return nil
 	}
-	err := <-d.filling.next
-	d.filling.next = nil
+	return d.awaitNext()
+}
+
+// awaitNext waits for the next journal, if it is being made.
+func (d *DB) awaitNext() (err error) {
+	if d.filling.next != nil {
+		err = <-d.filling.next
+		d.filling.next = nil
+	}
 	return err
 }
 
