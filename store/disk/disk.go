@@ -199,7 +199,8 @@ func Open(ctx context.Context, l Layout, opts *Options) (*Store, error) {
 	if s.opts.AutoOptimise && s.opts.NoDedupe {
 		s.optimising = make(chan linking, 4096)
 	}
-	s.wg.Go(s.linkLoop)
+	open := s.untilStop()
+	s.wg.Go(func() { s.linkLoop(open) })
 	return s, nil
 }
 

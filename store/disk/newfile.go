@@ -112,14 +112,18 @@ func (s *Store) settleLinks(ctx context.Context) error {
 	return s.wait(ctx, done)
 }
 
-// linkLoop is the goroutine that makes links of files that are there.
-func (s *Store) linkLoop() {
+// untilStop returns a context that ends when the store is closed.
+func (s *Store) untilStop() context.Context {
 	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	s.wg.Go(func() {
 		<-s.stop
 		cancel()
 	})
+	return ctx
+}
+
+// linkLoop is the goroutine that makes links of files that are there.
+func (s *Store) linkLoop(ctx context.Context) {
 	for {
 		select {
 		case l := <-s.linkings:
