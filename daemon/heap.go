@@ -27,7 +27,7 @@ const (
 // spareProcessors is how many goroutines more run at a time than there are processors. Go gives each a processor for 10 ms, in the order in which they
 // came, and waits as long before it takes the processor of one that waits for the disk: a request is handed on between goroutines some ten times,
 // and with two processors, of which one makes a table of the database and the other collects garbage, it waited for each. The kernel lets those go first that
-// have slept. With two more, those that make the files of one tree get in each other's way.
+// have slept. With two more, adding a tree of many files takes some 5 % longer, in the kernel; with none, additions during a collection wait up to 94 ms.
 const spareProcessors = 1
 
 // SpareProcessors has some goroutines wait for the kernel instead of Go, unless the environment says how many run at a time.
