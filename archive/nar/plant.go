@@ -249,6 +249,7 @@ type largeFile struct {
 	sum    chan piece // nil: nobody wants it
 	summed sync.WaitGroup
 	sealed func(at int, name string) error
+	whole  bool // set before the last piece has been taken: all data has come
 }
 
 // piece is data in a block.
@@ -315,7 +316,7 @@ func (f *largeFile) run() {
 		p.block.release()
 	}
 	f.summed.Wait()
-	if err = closeFile(f.fd, f.header.Executable, f.t.sync, err); err == nil && f.sealed != nil && !f.t.stopped() {
+	if err = closeFile(f.fd, f.header.Executable, f.t.sync, err); err == nil && f.whole && f.sealed != nil && !f.t.stopped() {
 		err = f.sealed(f.dir.fd, f.name)
 	}
 	if err != nil {

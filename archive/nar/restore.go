@@ -27,7 +27,7 @@ type Files interface {
 	// used until it returns.
 	Make(at int, name string, h *Header, data []byte) error
 	// Large returns what is written the data of a file that is too large to be made at once; Restore makes it. When it has its
-	// final metadata, sealed is called. Both may be nil.
+	// final metadata, and all its data, sealed is called. Both may be nil.
 	Large(size int64, executable bool) (data io.Writer, sealed func(at int, name string) error)
 }
 
@@ -223,6 +223,7 @@ func (t *restorer) large(dir *folder, name string, h *Header) error {
 			return errStopped
 		}
 	}
+	f.whole = true
 	return nil
 }
 

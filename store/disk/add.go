@@ -63,7 +63,7 @@ func (s *Store) add(ctx context.Context, info *store.Info, r io.Reader) error {
 	}
 	defer releaseRefs()
 	t := s.newTree(info.Path)
-	defer removeTree(t.temp)
+	defer t.drop()
 	if err := s.receive(ctx, info, t, r); err != nil {
 		return noSpace(err)
 	}
@@ -81,7 +81,7 @@ func (s *Store) again(ctx context.Context, info *store.Info, r io.Reader) error 
 		return err
 	}
 	t := s.newTree(info.Path)
-	defer removeTree(t.temp)
+	defer t.drop()
 	if err := s.receive(ctx, info, t, r); err != nil {
 		return noSpace(err)
 	}
@@ -165,7 +165,7 @@ func (s *Store) restore(ctx context.Context, t *tree, r io.Reader, others ...io.
 
 // pending makes the row of an object whose tree is made.
 func (s *Store) pending(info *store.Info, t *tree, hashes *derivation.Hashes) (*pending, error) {
-	p := &pending{path: info.Path, object: rowOf(info), temp: t.temp}
+	p := &pending{path: info.Path, object: rowOf(info), tree: t}
 	if info.NarSize >= leastSealed {
 		p.object.Seal = t.seal
 	}
@@ -280,7 +280,7 @@ func (c *counter) Write(p []byte) (int, error) {
 // client of Nix's announces it, and SHA-256 cannot begin in the middle. A file whose size is known is read once (openFile).
 func (s *Store) addLargeFile(ctx context.Context, name string, method store.Method, algo store.Algorithm, refs []store.Path, r io.Reader) (*store.Info, error) {
 	t := s.newTree(store.Path{})
-	defer removeTree(t.temp)
+	defer t.drop()
 	sum := algo.New()
 	if err := spool(t.temp, io.TeeReader(s.newIntake(ctx, r), sum)); err != nil {
 		return nil, noSpace(err)
@@ -329,7 +329,7 @@ func (s *Store) addNAR(ctx context.Context, name string, algo store.Algorithm, r
 	}
 	t := s.newTree(store.Path{})
 	t.later = &newFiles{}
-	defer removeTree(t.temp)
+	defer t.drop()
 	var others []io.Writer
 	other := algo.New()
 	if algo != store.SHA256 {
@@ -447,7 +447,7 @@ func (o *openFile) add(ctx context.Context) (*store.Info, error) {
 // large adds a file that is addressed by its bytes, and too large to be hashed in memory.
 func (o *openFile) large(ctx context.Context) (*store.Info, error) {
 	t := o.s.newTree(store.Path{})
-	defer removeTree(t.temp)
+	defer t.drop()
 	sum := o.algo.New()
 	narHash, size, err := o.s.restore(ctx, t, nar.NewFileReader(io.TeeReader(o.f, sum), o.size, false))
 	if err != nil {
@@ -488,7 +488,7 @@ func (s *Store) settle(ctx context.Context, info *store.Info, t *tree, write fun
 		return s.Info(ctx, info.Path)
 	}
 	if write != nil {
-		defer removeTree(t.temp)
+		defer t.drop()
 		if err := write(); err != nil {
 			return nil, noSpace(err)
 		}

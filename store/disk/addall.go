@@ -130,7 +130,7 @@ func (b *bulk) unpack(ctx context.Context) error {
 // drop removes trees that are not renamed.
 func drop(items []*bulkItem) {
 	for _, it := range items {
-		removeTree(it.tree.temp)
+		it.tree.drop()
 	}
 }
 
@@ -155,7 +155,7 @@ func (t *tree) unpack(info *store.Info, archive []byte) (err error) {
 		err = check.verify(info, t.temp)
 	}
 	if err != nil {
-		removeTree(t.temp)
+		t.drop()
 	}
 	return err
 }

@@ -21,7 +21,7 @@ const maxGroup = 512
 type pending struct {
 	path   store.Path
 	object *meta.Object
-	temp   string
+	tree   *tree
 	rows   *meta.Batch // what else is committed with it; perhaps nil
 	isDrv  bool        // rows has its outputs
 	placed bool        // renamed to its final name
@@ -30,7 +30,7 @@ type pending struct {
 // drop removes the tree of an object that was not committed.
 func (p *pending) drop() {
 	if !p.placed {
-		removeTree(p.temp)
+		p.tree.drop()
 	}
 }
 
@@ -149,7 +149,7 @@ func (s *Store) flushGroup(group []*addition) error {
 	var trees []string
 	for _, a := range group {
 		for _, p := range a.objects {
-			trees = append(trees, p.temp)
+			trees = append(trees, p.tree.temp)
 		}
 	}
 	if err := s.flushTrees(trees); err != nil {
@@ -196,7 +196,7 @@ func (s *Store) syncNames([]*addition) error {
 // rename gives trees their final names. What stands there without being valid is a stray.
 func (s *Store) rename(a *addition) error {
 	for _, p := range a.objects {
-		if err := s.place(p.temp, s.RealPath(p.path)); err != nil {
+		if err := s.place(p.tree.temp, s.RealPath(p.path)); err != nil {
 			return noSpace(err)
 		}
 		p.placed = true

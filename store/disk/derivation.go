@@ -20,7 +20,7 @@ const maxDerivation = 256 << 20
 // and references say, and claim only outputs that follow from it. Then it adds the rows that
 // say which outputs it has. The caller holds its references; hashes knows those that become valid with it.
 func (s *Store) derivationRows(p *pending, info *store.Info, hashes *derivation.Hashes) error {
-	drv, err := readDerivation(p.temp, info.Path)
+	drv, err := readDerivation(p.tree.temp, info.Path)
 	if err != nil {
 		return err
 	}

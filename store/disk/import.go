@@ -24,6 +24,7 @@ type Import struct {
 	unpack  errgroup.Group // of small objects
 	failed  atomic.Bool    // one of them is wrong
 	left    int64          // bytes of them until free space is looked at again
+	noted   *givenQuota    // of all trees
 }
 
 // smallArchive is up to which size an archive is kept in memory until it is unpacked.
@@ -31,7 +32,7 @@ const smallArchive = 256 << 10
 
 // Import begins an import, which must be closed.
 func (s *Store) Import() *Import {
-	i := &Import{s: s, seen: map[store.Path]bool{}}
+	i := &Import{s: s, seen: map[store.Path]bool{}, noted: newGivenQuota()}
 	i.unpack.SetLimit(2 * runtime.GOMAXPROCS(0))
 	return i
 }
@@ -64,7 +65,9 @@ func (i *Import) take(info *store.Info, r io.Reader, receive func(info *store.In
 		_, err = nar.Copy(io.Discard, r)
 	} else if err == nil {
 		mine := *info
-		err = receive(&mine, i.s.newTree(info.Path), r)
+		t := i.s.newTree(info.Path)
+		t.noted = i.noted
+		err = receive(&mine, t, r)
 	}
 	if err != nil {
 		return fmt.Errorf("import %s: %w", info.Path, noSpace(err))
@@ -75,7 +78,7 @@ func (i *Import) take(info *store.Info, r io.Reader, receive func(info *store.In
 func (i *Import) receive(ctx context.Context) func(*store.Info, *tree, io.Reader) error {
 	return func(info *store.Info, t *tree, r io.Reader) error {
 		if err := i.s.receive(ctx, info, t, r); err != nil {
-			removeTree(t.temp)
+			t.drop()
 			return err
 		}
 		failpoint.Hit("disk/import/received")
@@ -148,7 +151,7 @@ func (i *Import) replace(ctx context.Context) error {
 func (i *Import) Close() {
 	i.unpack.Wait()
 	for _, o := range i.outputs {
-		removeTree(o.TempPath)
+		o.tree.drop()
 	}
 	i.outputs = nil
 }

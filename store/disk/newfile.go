@@ -74,7 +74,7 @@ func (t *tree) makeNew(to slot, at int, name string, h *nar.Header, data []byte)
 		return err
 	}
 	if !t.later.add(newFile{to.key, h.Path}) {
-		_, err = t.pool.give(to, at, name)
+		_, err = t.give(to, at, name)
 	}
 	return err
 }

@@ -74,11 +74,26 @@ type tree struct {
 	seal meta.Seal // of a tree that is one file whose hash the pool wanted
 
 	later *newFiles // nil: files come into the pool at once
+
+	mu    sync.Mutex
+	given [][32]byte // keys of what the pool has from it
+	noted *givenQuota
+}
+
+// givenQuota is how many keys may be noted yet, by a tree or all of an import. What is not noted a sweep finds.
+type givenQuota struct{ left atomic.Int64 }
+
+const maxGiven = 1 << 16
+
+func newGivenQuota() *givenQuota {
+	q := new(givenQuota)
+	q.left.Store(maxGiven)
+	return q
 }
 
 // newTree returns what makes the object p, or one that has no path yet. No derivation is like another, so that they are no links.
 func (s *Store) newTree(p store.Path) *tree {
-	t := &tree{s: s, temp: s.temp()}
+	t := &tree{s: s, temp: s.temp(), noted: newGivenQuota()}
 	if !s.opts.NoDedupe && (p.IsZero() || !p.IsDerivation()) {
 		t.pool = s.pool
 	}
@@ -91,7 +106,44 @@ func (t *tree) restore(r io.Reader, sums ...io.Writer) error {
 	if t.pool != nil {
 		opts.Files = t
 	}
-	return nar.RestoreAt(r, int(t.s.dir.Fd()), filepath.Base(t.temp), &opts)
+	err := nar.RestoreAt(r, int(t.s.dir.Fd()), filepath.Base(t.temp), &opts)
+	if err != nil {
+		t.takeBack()
+	}
+	return err
+}
+
+// drop removes a tree that has not become an object.
+func (t *tree) drop() {
+	if absent(t.temp) {
+		return
+	}
+	removeTree(t.temp)
+	t.takeBack()
+}
+
+// give makes a file of the tree the pool's entry. It reports false when there is one.
+func (t *tree) give(to slot, at int, name string) (bool, error) {
+	given, err := t.pool.give(to, at, name)
+	if given && t.noted != nil && t.noted.left.Add(-1) >= 0 {
+		t.mu.Lock()
+		t.given = append(t.given, to.key)
+		t.mu.Unlock()
+	}
+	return given, err
+}
+
+// takeBack removes from the pool what only the pool has of a tree that is removed: on a full disk that is what the next one needs.
+// Whoever takes an entry at the same time has the file, which is just not in the pool.
+func (t *tree) takeBack() {
+	for _, key := range t.given {
+		from, err := t.pool.slot(key)
+		var st unix.Stat_t
+		if err == nil && unix.Fstatat(from.shard, from.entry, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Nlink == 1 {
+			unix.Unlinkat(from.shard, from.entry, 0)
+		}
+	}
+	t.given = nil
 }
 
 // file makes a tree that is a plain file.
@@ -125,7 +177,7 @@ func (t *tree) Make(at int, name string, h *nar.Header, data []byte) error {
 	} else if t.later != nil {
 		return t.makeNew(to, at, name, h, data)
 	}
-	return t.pool.put(to, at, name, h.Executable, data)
+	return t.put(to, at, name, h.Executable, data)
 }
 
 // Large hashes a file while it is written.
@@ -143,7 +195,7 @@ func (t *tree) Large(size int64, executable bool) (io.Writer, func(at int, name 
 		if err != nil {
 			return err
 		}
-		return t.pool.settle(to, at, name, executable, size)
+		return t.settle(to, at, name, executable, size)
 	}
 }
 
@@ -285,16 +337,16 @@ func keyOf(executable bool, data []byte) [32]byte {
 }
 
 // put makes a small file whose slot is known; see Make of tree.
-func (p *pool) put(to slot, at int, name string, executable bool, data []byte) error {
+func (t *tree) put(to slot, at int, name string, executable bool, data []byte) error {
 	for range 2 { // somebody else may give an equal file meanwhile
-		linked, err := p.take(to, at, name, func(fd int) (bool, error) { return holds(fd, executable, data) })
+		linked, err := t.pool.take(to, at, name, func(fd int) (bool, error) { return holds(fd, executable, data) })
 		if linked || err != nil {
 			return err
 		}
 		if err := nar.MakeFile(at, name, executable, data); err != nil {
 			return err
 		}
-		given, err := p.give(to, at, name)
+		given, err := t.give(to, at, name)
 		if given {
 			return nil
 		}
@@ -402,15 +454,15 @@ func holds(fd int, executable bool, data []byte) (bool, error) {
 }
 
 // settle makes a file that is written a link to the pool's entry if they are the same, or the entry if there is none.
-func (p *pool) settle(to slot, at int, name string, executable bool, size int64) error {
+func (t *tree) settle(to slot, at int, name string, executable bool, size int64) error {
 	mine, err := unix.Openat(at, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	file := os.NewFile(uintptr(mine), name)
 	defer file.Close()
-	temp := p.s.temp()
-	linked, err := p.take(to, unix.AT_FDCWD, temp, func(fd int) (bool, error) {
+	temp := t.s.temp()
+	linked, err := t.pool.take(to, unix.AT_FDCWD, temp, func(fd int) (bool, error) {
 		if ok, err := canonical(fd, executable, size); !ok || err != nil {
 			return false, err
 		}
@@ -420,7 +472,7 @@ func (p *pool) settle(to slot, at int, name string, executable bool, size int64)
 	case err != nil:
 		return err
 	case !linked:
-		_, err := p.give(to, at, name)
+		_, err := t.give(to, at, name)
 		return err
 	}
 	failpoint.Hit("disk/pool/linked")

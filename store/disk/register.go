@@ -117,7 +117,7 @@ func (a *adoption) adopt(o Output) (*pending, func(), error) {
 	}
 	if err != nil {
 		release()
-		removeTree(t.temp)
+		t.drop()
 		return nil, nothing, err
 	}
 	return p, release, nil
@@ -135,6 +135,10 @@ func (a *adoption) again(o Output) error {
 			return err
 		}
 		return a.s.renew(o.Info, temp)
+	}
+	if o.tree != nil {
+		o.tree.drop()
+		return nil
 	}
 	_, err := removeTree(o.TempPath)
 	return err

@@ -75,7 +75,7 @@ func (s *Store) replaceWith(ctx context.Context, p store.Path, write func(info *
 	}
 	defer release()
 	t := s.newTree(p)
-	defer removeTree(t.temp)
+	defer t.drop()
 	if err := write(info, t); err != nil {
 		return fmt.Errorf("replace %s: %w", p, noSpace(err))
 	}
