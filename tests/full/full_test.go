@@ -22,6 +22,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -39,17 +40,35 @@ import (
 	"cairn/store/disk"
 )
 
-// TestMain lets the test binary be cairn as well.
+// TestMain lets the test binary be cairn as well. The tests run with mounts of their own: a copy of ours, which any process beside us gets
+// that makes itself mounts of its own, would keep a file system that we have unmounted.
 func TestMain(m *testing.M) {
 	sandbox.Init()
 	config.Init()
-	if os.Getenv("CAIRN_FULL_ROLE") == "cli" {
+	switch os.Getenv("CAIRN_FULL_ROLE") {
+	case "cli":
 		os.Exit(cli.Main(os.Args))
-	}
-	if os.Getenv("CAIRN_FULL_ROLE") == "writer" {
+	case "writer":
 		os.Exit(write(os.Args[1], os.Args[2]))
+	case "":
+		if err := ownMounts(); !errors.Is(err, unix.EPERM) { // who may not mount skips
+			fmt.Fprintln(os.Stderr, "run with own mounts:", err)
+			os.Exit(1)
+		}
 	}
 	os.Exit(m.Run())
+}
+
+// ownMounts runs the tests again, in this process, with mounts that no other process has a copy of. It returns only why it cannot.
+func ownMounts() error {
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("unshare: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	return unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), "CAIRN_FULL_ROLE=tests"))
 }
 
 func TestFull(t *testing.T) {
