@@ -152,10 +152,15 @@ func (d *depot) count(part string) (n int) {
 	return n
 }
 
-// cached makes a rig whose builder fetches from caches, by URI, and trusts a key.
+// cached makes a rig whose builder fetches from caches, by URI, and trusts a key. It is patient: a busy machine is no bad cache.
 func cached(t testing.TB, key archive.SecretKey, uris ...string) *rig {
+	return cachedFor(t, time.Minute, key, uris...)
+}
+
+// cachedFor is cached with how long it waits for a cache that says nothing.
+func cachedFor(t testing.TB, patience time.Duration, key archive.SecretKey, uris ...string) *rig {
 	s := settings.Defaults()
-	s.Substituters, s.ConnectTimeout, s.StalledTimeout, s.DownloadAttempts = uris, time.Second, time.Second, 1
+	s.Substituters, s.ConnectTimeout, s.StalledTimeout, s.DownloadAttempts = uris, patience, patience, 1
 	if !key.IsZero() {
 		s.TrustedPublicKeys = []string{key.Public().String()}
 	}
@@ -476,7 +481,12 @@ func TestBadCaches(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			uri, bad := c.make(t)
 			good := newDepot(t, key, a, b)
-			r := cached(t, key, uri+"?priority=1", good.server.URL)
+			patience := time.Minute
+			switch c.name {
+			case "black hole", "slow narinfo", "stands still":
+				patience = 2 * time.Second
+			}
+			r := cachedFor(t, patience, key, uri+"?priority=1", good.server.URL)
 			warned, err := r.fetch(a)
 			if err != nil {
 				t.Fatalf("%v; warned of %q", err, warned)
