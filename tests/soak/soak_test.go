@@ -38,6 +38,8 @@ import (
 	"cairn/daemon/protocol"
 	"cairn/daemon/sandbox"
 	"cairn/daemon/settings"
+	"cairn/derivation"
+	"cairn/derivation/eval"
 	"cairn/store"
 	"cairn/store/disk"
 )
@@ -153,6 +155,7 @@ func TestSoak(t *testing.T) {
 	served := make(chan error, 1)
 	go func() { served <- r.server.Serve(context.WithoutCancel(t.Context()), l) }()
 	r.clients(2*time.Second, 1) // whatever starts with the first use
+	r.sandbox()
 	before := r.settled(nil)
 	var early, late uint64
 	third := length / 3
@@ -180,6 +183,30 @@ func TestSoak(t *testing.T) {
 	}
 	if err := r.store.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// sandbox builds something in the sandbox, if there is one here: the process that starts builders then stays.
+func (r *rig) sandbox() {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+	defer cancel()
+	c, err := client.Dial(ctx, r.layout.SocketPath, nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer c.Close()
+	drv := &derivation.Derivation{
+		Name: "sandboxed", System: eval.System(), Builder: "/bin/sh", Args: []string{"-c", "echo > $out"},
+		Outputs: map[string]derivation.Output{"out": {Method: store.Recursive, Algo: store.SHA256}},
+		Env:     map[string]string{"name": "sandboxed", "out": derivation.Placeholder("out")},
+	}
+	d, err := c.AddToStore(ctx, "sandboxed.drv", store.Text, store.SHA256, nil, bytes.NewReader(drv.ATerm()))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if results, err := c.Build(ctx, []protocol.Target{{Path: d.Path, Outputs: protocol.All()}}, client.Normal, nil); err != nil || !results[0].Status.OK() {
+		r.t.Logf("no build in the sandbox: %v, %v", results, err)
 	}
 }
 
