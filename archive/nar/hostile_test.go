@@ -189,24 +189,51 @@ func TestReaderStopsAtTheEnd(t *testing.T) {
 	}
 }
 
+// Whatever the umask and the default ACL say, and however many files were made before, objects get the metadata of store objects.
 func TestRestoreIsCanonical(t *testing.T) {
-	dir := t.TempDir()
-	target := filepath.Join(dir, "target")
-	makeRemovable(t, target)
-	old := unix.Umask(0o077)
-	defer unix.Umask(old)
-	data := tree(text("a"), entry("b", "type", "regular", "executable", "", "contents", "y"), entry("c", "type", "directory"), link("d", "x"))
-	if err := nar.Restore(bytes.NewReader(data), target, &nar.RestoreOptions{Sync: true}); err != nil {
-		t.Fatal(err)
+	defer unix.Umask(unix.Umask(0o022))
+	modes := map[string]os.FileMode{"": os.ModeDir | 0o555, "a": 0o444, "b": 0o555, "c": os.ModeDir | 0o555, "c/e": 0o444, "c/f": 0o555, "d": os.ModeSymlink | 0o777}
+	data := tree(text("a"), entry("b", "type", "regular", "executable", "", "contents", "y"), entry("c", "type", "directory", "entry", "(", "name", "e", "node", "(", "type", "regular", "contents", "z", ")", ")",
+		"entry", "(", "name", "f", "node", "(", "type", "regular", "executable", "", "contents", "z", ")", ")"), link("d", "x"))
+	for _, c := range []struct {
+		name  string
+		umask int
+		acl   bool
+		sync  bool
+	}{{"usual", 0o022, false, false}, {"durable", 0o022, false, true}, {"umask", 0o077, false, true}, {"ACL", 0o022, true, false}} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			target := filepath.Join(dir, "target")
+			makeRemovable(t, target)
+			unix.Umask(c.umask)
+			if c.acl {
+				private := "\x02\x00\x00\x00" + "\x01\x00\x07\x00\xff\xff\xff\xff" + "\x04\x00\x00\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff" // u::rwx,g::-,o::-
+				if err := unix.Setxattr(dir, "system.posix_acl_default", []byte(private), 0); err != nil {
+					t.Fatalf("give %s a default ACL: %v", dir, err)
+				}
+			}
+			if err := nar.Restore(bytes.NewReader(data), target, &nar.RestoreOptions{Sync: c.sync}); err != nil {
+				t.Fatal(err)
+			}
+			for name, mode := range modes {
+				st, err := os.Lstat(filepath.Join(target, name))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if st.Mode() != mode || st.ModTime().Unix() != 1 || st.ModTime().Nanosecond() != 0 {
+					t.Errorf("%q has mode %s and time %s", name, st.Mode(), st.ModTime())
+				}
+			}
+		})
 	}
-	for name, mode := range map[string]os.FileMode{"": os.ModeDir | 0o555, "a": 0o444, "b": 0o555, "c": os.ModeDir | 0o555, "d": os.ModeSymlink | 0o777} {
-		st, err := os.Lstat(filepath.Join(target, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if st.Mode() != mode || st.ModTime().Unix() != 1 || st.ModTime().Nanosecond() != 0 {
-			t.Errorf("%q has mode %s and time %s", name, st.Mode(), st.ModTime())
-		}
+}
+
+func TestRestoreOntoAnother(t *testing.T) {
+	target := filepath.Join(t.TempDir(), "target")
+	makeRemovable(t, target)
+	data := tree(text("a"))
+	if err := nar.Restore(bytes.NewReader(data), target, nil); err != nil {
+		t.Fatal(err)
 	}
 	if err := nar.Restore(bytes.NewReader(data), target, nil); !errors.Is(err, os.ErrExist) {
 		t.Errorf("restore onto an existing tree: %v", err)

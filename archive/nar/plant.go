@@ -21,8 +21,8 @@ var epoch = []unix.Timespec{{Sec: 1}, {Sec: 1}}
 
 // planter makes files with several workers. One goroutine gives it work.
 type planter struct {
-	sync   bool
-	files  Files
+	files  Files // nil: maker, which does not make large files
+	maker  Maker
 	made   atomic.Bool // something exists
 	queue  chan *batch // nil before there is more than one
 	wg     sync.WaitGroup
@@ -137,7 +137,7 @@ func (t *planter) make(j *job) error {
 	case t.files != nil:
 		err = t.files.Make(j.dir.fd, j.name, j.header, j.data)
 	default:
-		err = makeFile(j.dir.fd, j.name, j.header.Executable, j.data, t.sync)
+		err = t.maker.Make(j.dir.fd, j.name, j.header.Executable, j.data)
 	}
 	if err == nil {
 		t.made.Store(true)
@@ -156,27 +156,63 @@ func makeLink(at int, name, target string) error {
 	return err
 }
 
-// MakeFile makes a canonical regular file called name in the directory at: exclusively, and without following a link.
-// When it fails it leaves nothing.
-func MakeFile(at int, name string, executable bool, data []byte) error {
-	return makeFile(at, name, executable, data, false)
+// Maker makes the regular files of one tree; it may be used by several goroutines. Files get their mode when they are created; whether that
+// is the one they were to have, which a umask or a default ACL may prevent, it looks at until it was once.
+type Maker struct {
+	sync  bool
+	exact [2]atomic.Bool // no other mode is to be expected: of plain files, and of executable ones
 }
 
-func makeFile(at int, name string, executable bool, data []byte, sync bool) error {
-	fd, err := create(at, name)
+// Make makes a canonical regular file called name in the directory at: exclusively, and without following a link.
+// When it fails it leaves nothing.
+func (m *Maker) Make(at int, name string, executable bool, data []byte) error {
+	mode, exact := fileMode(executable), &m.exact[0]
+	if executable {
+		exact = &m.exact[1]
+	}
+	fd, err := create(at, name, mode)
 	if err != nil {
 		return err
 	}
-	if err = closeFile(fd, executable, sync, writeAll(fd, data)); err != nil {
+	if err = writeAll(fd, data); err == nil && !exact.Load() {
+		err = m.setMode(fd, mode, exact)
+	}
+	if err == nil {
+		err = sealTimes(fd, m.sync)
+	}
+	if e := unix.Close(fd); err == nil && e != unix.EINTR {
+		err = e
+	}
+	if err != nil {
 		unix.Unlinkat(at, name, 0)
 	}
 	return err
 }
 
-func create(at int, name string) (int, error) {
+// setMode sees to it that a file has a mode, and notes whether it was created with it.
+func (m *Maker) setMode(fd int, mode uint32, exact *atomic.Bool) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if st.Mode == unix.S_IFREG|mode {
+		exact.Store(true)
+		return nil
+	}
+	return unix.Fchmod(fd, mode)
+}
+
+func fileMode(executable bool) uint32 {
+	if executable {
+		return 0o555
+	}
+	return 0o444
+}
+
+func create(at int, name string, mode uint32) (int, error) {
 	fd := -1
 	err := retry(func() (err error) {
-		fd, err = unix.Openat(at, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		fd, err = unix.Openat(at, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
 		return err
 	})
 	return fd, err
@@ -185,11 +221,7 @@ func create(at int, name string) (int, error) {
 // closeFile gives a file that was written without an error its final metadata and closes it.
 func closeFile(fd int, executable, sync bool, err error) error {
 	if err == nil {
-		mode := uint32(0o444)
-		if executable {
-			mode = 0o555
-		}
-		err = seal(fd, mode, sync)
+		err = seal(fd, fileMode(executable), sync)
 	}
 	if e := unix.Close(fd); err == nil && e != unix.EINTR {
 		err = e
@@ -216,6 +248,11 @@ func seal(fd int, mode uint32, sync bool) error {
 	if err := unix.Fchmod(fd, mode); err != nil {
 		return err
 	}
+	return sealTimes(fd, sync)
+}
+
+// sealTimes gives an open object its final times.
+func sealTimes(fd int, sync bool) error {
 	if err := unix.UtimesNanoAt(fd, "", epoch, unix.AT_EMPTY_PATH); err != nil {
 		return err
 	}
@@ -231,7 +268,7 @@ func (t *planter) done(dir *folder) {
 		return
 	}
 	if !t.stopped() {
-		if err := seal(dir.fd, 0o555, t.sync); err != nil {
+		if err := seal(dir.fd, 0o555, t.maker.sync); err != nil {
 			t.fail(err)
 		}
 	}
@@ -259,7 +296,7 @@ type piece struct {
 }
 
 func (t *planter) large(dir *folder, name string, h *Header) (*largeFile, error) {
-	fd, err := create(dir.fd, name)
+	fd, err := create(dir.fd, name, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -316,7 +353,7 @@ func (f *largeFile) run() {
 		p.block.release()
 	}
 	f.summed.Wait()
-	if err = closeFile(f.fd, f.header.Executable, f.t.sync, err); err == nil && f.whole && f.sealed != nil && !f.t.stopped() {
+	if err = closeFile(f.fd, f.header.Executable, f.t.maker.sync, err); err == nil && f.whole && f.sealed != nil && !f.t.stopped() {
 		err = f.sealed(f.dir.fd, f.name)
 	}
 	if err != nil {

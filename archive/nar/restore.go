@@ -23,7 +23,7 @@ type RestoreOptions struct {
 
 // Files makes the regular files of a tree. Its methods are called by several goroutines at once.
 type Files interface {
-	// Make makes the file h called name in the directory at, as MakeFile does: when it fails it leaves nothing. The data may be
+	// Make makes the file h called name in the directory at, as a Maker does: when it fails it leaves nothing. The data may be
 	// used until it returns.
 	Make(at int, name string, h *Header, data []byte) error
 	// Large returns what is written the data of a file that is too large to be made at once; Restore makes it. When it has its
@@ -65,7 +65,7 @@ func restoreAt(r io.Reader, at int, name, path string, opts *RestoreOptions) err
 	if opts != nil {
 		o = *opts
 	}
-	t := &restorer{base: name, planter: planter{sync: o.Sync, files: o.Files}}
+	t := &restorer{base: name, planter: planter{maker: Maker{sync: o.Sync}, files: o.Files}}
 	t.parent = newFolder(at) // which is never left
 	t.tape = newTape(r, o.Sums, t.dispatch, t.planter.fail)
 	t.src = NewReader(t.tape)

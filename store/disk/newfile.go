@@ -70,7 +70,7 @@ func (t *tree) makeNew(to slot, at int, name string, h *nar.Header, data []byte)
 		t.later.add(newFile{to.key, h.Path}) // both become links of what others may give the pool meanwhile
 		return nil
 	} // else it has no room for links, and this one takes its place
-	if err := nar.MakeFile(at, name, h.Executable, data); err != nil {
+	if err := t.maker.Make(at, name, h.Executable, data); err != nil {
 		return err
 	}
 	if !t.later.add(newFile{to.key, h.Path}) {

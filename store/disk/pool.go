@@ -73,6 +73,7 @@ type tree struct {
 	temp string
 	seal meta.Seal // of a tree that is one file whose hash the pool wanted
 
+	maker nar.Maker
 	later *newFiles // nil: files come into the pool at once
 
 	mu    sync.Mutex
@@ -153,7 +154,7 @@ func (t *tree) file(data []byte) error {
 	if t.pool != nil {
 		err = t.Make(at, name, &nar.Header{Type: nar.Regular, Size: int64(len(data))}, data)
 	} else {
-		err = nar.MakeFile(at, name, false, data)
+		err = t.maker.Make(at, name, false, data)
 	}
 	if err != nil {
 		return fmt.Errorf("make %s: %w", t.temp, err)
@@ -166,7 +167,7 @@ func (t *tree) file(data []byte) error {
 // Only the tree itself is made in the store directory.
 func (t *tree) Make(at int, name string, h *nar.Header, data []byte) error {
 	if int64(len(data)) < t.pool.least {
-		return nar.MakeFile(at, name, h.Executable, data)
+		return t.maker.Make(at, name, h.Executable, data)
 	}
 	to, err := t.pool.slot(keyOf(h.Executable, data))
 	if err != nil {
@@ -343,7 +344,7 @@ func (t *tree) put(to slot, at int, name string, executable bool, data []byte) e
 		if linked || err != nil {
 			return err
 		}
-		if err := nar.MakeFile(at, name, executable, data); err != nil {
+		if err := t.maker.Make(at, name, executable, data); err != nil {
 			return err
 		}
 		given, err := t.give(to, at, name)
@@ -354,7 +355,7 @@ func (t *tree) put(to slot, at int, name string, executable bool, data []byte) e
 			return err
 		}
 	}
-	return nar.MakeFile(at, name, executable, data)
+	return t.maker.Make(at, name, executable, data)
 }
 
 // take makes name a link to an entry that same says is the file. It reports false when there is no such entry any more.
