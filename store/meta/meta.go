@@ -42,8 +42,9 @@
 //     batch is tried below the reserve of free space or of inodes (ErrNoSpace). Batches that only delete may use the
 //     reserve; a ballast of bytes and inodes is given up when even that is gone,
 //     and is made again, in part if need be, before anything is added. Nothing is opened or closed, and no full journal left for the next,
-//     without room for the tables that Badger writes then. What remains: a table is made by Badger alone, from some milliseconds after that look at
-//     the room on, and a compaction when it likes. When another program takes all that is left in those moments, reserve and ballast, the
+//     without room for the tables that Badger writes then. Where there is no room to merge tables, which Badger does at each opening, it is
+//     opened without that (merge.go), and what a process has left that died while it merged goes before anything else.
+//     What remains: a table is made by Badger alone, from some milliseconds after that look at the room on, and a compaction when it likes. When another program takes all that is left in those moments, reserve and ballast, the
 //     process dies, and has lost nothing that was acknowledged. Where a file system writes what it overwrites to another place (btrfs, unless told
 //     otherwise), that is so for journals, too.
 //   - Badger cannot take back a transaction whose flush fails: it is in memory, and perhaps on the disk. Hence something is written
@@ -176,13 +177,15 @@ type DB struct {
 	flushed      chan struct{} // closed when flushLoop has ended
 	torn         bool          // Torn
 	filling      filling       // space.go
+	merging      bool          // Badger merges tables when it likes; merge.go
+	mergers      chan struct{} // holds one while all tables are merged
 	objects      int64         // rows of objects
 	broken       error         // why nothing is written any more
 }
 
 // Open opens or makes the database in the directory dir for a store with the logical directory storeDir.
 func Open(dir string, storeDir store.Dir, opts *Options) (*DB, error) {
-	d := &DB{dir: dir, store: storeDir, opts: withDefaults(opts), requests: make(chan *request, 256), done: make(chan struct{}), reads: reads{at: map[uint64]int{}}, committed: make(chan struct{}, 1), flushed: make(chan struct{})}
+	d := &DB{dir: dir, store: storeDir, opts: withDefaults(opts), requests: make(chan *request, 256), done: make(chan struct{}), reads: reads{at: map[uint64]int{}}, committed: make(chan struct{}, 1), flushed: make(chan struct{}), mergers: make(chan struct{}, 1)}
 	if err := d.open(); err != nil {
 		d.awaitNext()
 		if d.badger != nil {
@@ -213,8 +216,17 @@ func (d *DB) open() (err error) {
 	if d.opts.MemTableSize, err = d.memTableFor(journalNames(d.dir)); err != nil {
 		return err
 	}
+	if err := d.removeLeftTables(); err != nil {
+		return err
+	}
 	if err := d.roomToOpen(written); err != nil {
 		return err
+	}
+	if d.merging, err = d.mayMerge(written); err != nil {
+		return err
+	}
+	if !d.merging {
+		d.opts.Logger.Warn("disk is full: tables of the database are not merged", "dir", d.dir)
 	}
 	if err := d.openBadger(); err != nil {
 		return err
@@ -327,11 +339,15 @@ func (d *DB) tryBadger() (err error) {
 }
 
 func (d *DB) badgerOptions() badger.Options {
+	mergers, zeroTables := 0, anyZeroTables
+	if d.merging {
+		mergers, zeroTables = 2, mostZeroTables
+	}
 	return badger.DefaultOptions(d.dir).
 		WithSyncWrites(!d.opts.NoSync).
 		WithCompression(options.None).WithBlockCacheSize(0).WithIndexCacheSize(0).
 		WithMemTableSize(d.opts.MemTableSize).WithNumMemtables(2).
-		WithNumLevelZeroTables(4).WithNumLevelZeroTablesStall(10).WithNumCompactors(2).
+		WithNumLevelZeroTables(usualZeroTables).WithNumLevelZeroTablesStall(zeroTables).WithNumCompactors(mergers).
 		WithValueLogFileSize(1 << 20).WithDetectConflicts(false).WithMetricsEnabled(false).
 		WithNumVersionsToKeep(1).WithLogger(logger{d.opts.Logger, &d.quiet})
 }
@@ -404,6 +420,7 @@ func (d *DB) Close() error {
 		d.mu.Unlock()
 		<-d.done
 		d.awaitNext()
+		d.mergers <- struct{}{}
 		close(d.committed)
 		<-d.flushed
 		err = d.closeBadger()

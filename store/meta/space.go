@@ -38,11 +38,13 @@ type Space struct {
 	TotalInodes int64 // 0 where they are made on demand
 }
 
+var statfs = unix.Statfs
+
 // Free returns what is free on the file system of path.
 func Free(path string) (Space, error) {
 	var st unix.Statfs_t
 	for {
-		err := unix.Statfs(path, &st)
+		err := statfs(path, &st)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
@@ -309,6 +311,7 @@ func (d *DB) lookAfter() {
 	}
 	d.looked = time.Now()
 	d.measure()
+	d.mergeAll()
 	d.makeBallast()
 	if d.opts.Ballast > 0 && d.roomFor(0, reserveInodes+ballastInodes) == nil {
 		d.makeBallastInodes()
