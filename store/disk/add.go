@@ -25,8 +25,18 @@ import (
 // smallFile is the size up to which a file is hashed in memory before anything is written.
 const smallFile = 1 << 20
 
-// spaceInterval is after how many bytes of a stream free space is looked at again.
-const spaceInterval = 64 << 10
+// Free space is looked at again when a stream had a part of what was free, or so many bytes: others take of it meanwhile.
+const (
+	spacePart          = 64
+	leastSpaceInterval = 64 << 10
+	mostSpaceInterval  = 8 << 20
+)
+
+// spaceInterval returns after how many bytes of a stream free space is to be looked at again, or that there is none.
+func (s *Store) spaceInterval() (int64, error) {
+	free, err := s.room(0)
+	return min(max(free/spacePart, leastSpaceInterval), mostSpaceInterval), err
+}
 
 // Add reads exactly one NAR and makes info.Path valid. Hash, size and, if there is one, content address
 // are checked. Whether the peer may add such an object is the caller's business.
@@ -578,20 +588,17 @@ func (s *Store) newIntake(ctx context.Context, r io.Reader) *intake {
 }
 
 func (t *intake) Read(p []byte) (int, error) {
+	if err := t.ctx.Err(); err != nil {
+		return 0, context.Cause(t.ctx)
+	}
 	if t.size >= t.next {
-		if err := t.check(); err != nil {
+		interval, err := t.s.spaceInterval()
+		if err != nil {
 			return 0, err
 		}
-		t.next = t.size + spaceInterval
+		t.next = t.size + interval
 	}
 	n, err := t.src.Read(p)
 	t.size += int64(n)
 	return n, err
-}
-
-func (t *intake) check() error {
-	if err := context.Cause(t.ctx); err != nil {
-		return err
-	}
-	return t.s.Room()
 }

@@ -40,7 +40,7 @@ func (s *Store) AddAll(ctx context.Context, list []Archive) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	if err := s.room(size); err != nil {
+	if _, err := s.room(size); err != nil {
 		return err
 	}
 	list, err = b.prefix(list, func(a Archive) error { return b.admit(ctx, a) })

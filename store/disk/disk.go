@@ -69,6 +69,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -604,7 +605,7 @@ func (s *Store) temp() string {
 // TempDir makes a directory below the store directory, so that what is built in it can be renamed into
 // place. The caller removes it; a restart does, too.
 func (s *Store) TempDir() (string, error) {
-	if err := s.room(buildRoom); err != nil {
+	if _, err := s.room(buildRoom); err != nil {
 		return "", fmt.Errorf("make temporary directory: %w", err)
 	}
 	dir := s.temp()
@@ -630,14 +631,27 @@ type Space = meta.Space
 func (s *Store) Space() (Space, error) { return meta.Free(s.layout.RealDir) }
 
 // Room reports with ErrNoSpace whether the store or its database is too full for new work.
-func (s *Store) Room() error { return s.room(0) }
-
-func (s *Store) room(bytes int64) error {
-	if err := s.db.Room(bytes); err != nil {
-		return err
-	}
-	return meta.Need("the store", s.layout.RealDir, minFree+bytes)
+func (s *Store) Room() error {
+	_, err := s.room(0)
+	return err
 }
+
+// room is Room for so many bytes. It returns for how many more bytes of files and archives there is room at least.
+func (s *Store) room(bytes int64) (int64, error) {
+	rows, err := s.db.Room(bytes)
+	if err != nil {
+		return 0, err
+	}
+	files, err := meta.Need("the store", s.layout.RealDir, minFree+bytes)
+	if err != nil {
+		return 0, err
+	}
+	inodes := min(rows.Inodes, files.Inodes, math.MaxInt64/leastEntry)
+	return min(rows.Bytes, files.Bytes, inodes*leastEntry), nil
+}
+
+// leastEntry is how many bytes of an archive make a file at least.
+const leastEntry = 128
 
 // minFree is the free space that the store directory's file system must have, when it is not the database's.
 const minFree = 4 << 20

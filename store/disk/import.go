@@ -98,10 +98,10 @@ func (i *Import) later(info *store.Info, t *tree, r io.Reader) error {
 		return i.unpack.Wait()
 	}
 	if i.left -= info.NarSize; i.left < 0 {
-		if err := i.s.Room(); err != nil {
+		var err error
+		if i.left, err = i.s.spaceInterval(); err != nil {
 			return err
 		}
-		i.left = spaceInterval
 	}
 	archive := make([]byte, info.NarSize)
 	if _, err := io.ReadFull(r, archive); err != nil {

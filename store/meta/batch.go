@@ -204,7 +204,7 @@ func (d *DB) commitGroup(group []*request) {
 		}
 		return
 	}
-	full := d.Room(0)
+	_, full := d.Room(0)
 	kept := group[:0]
 	for _, r := range group {
 		if r.batch.adds && full != nil {

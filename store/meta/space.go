@@ -61,26 +61,34 @@ func Free(path string) (Space, error) {
 }
 
 // Need reports with ErrNoSpace whether the file system of path, which is there for what, has less free
-// than so many bytes or so few inodes that nothing should be added.
-func Need(what, path string, bytes int64) error { return need(what, path, bytes, reserveInodes) }
+// than so many bytes or so few inodes that nothing should be added, and returns what is free besides.
+func Need(what, path string, bytes int64) (Space, error) {
+	return need(what, path, bytes, reserveInodes)
+}
 
-func need(what, path string, bytes, inodes int64) error {
+func need(what, path string, bytes, inodes int64) (Space, error) {
 	free, err := Free(path)
 	switch {
 	case err != nil:
-		return err
 	case free.Bytes < bytes:
-		return fmt.Errorf("%w: %s has %d MiB free, %s needs %d MiB; collect garbage or make room", ErrNoSpace, path, free.Bytes>>20, what, (bytes+1<<20-1)>>20)
+		err = fmt.Errorf("%w: %s has %d MiB free, %s needs %d MiB; collect garbage or make room", ErrNoSpace, path, free.Bytes>>20, what, (bytes+1<<20-1)>>20)
 	case free.Inodes < inodes:
-		return fmt.Errorf("%w: %s has %d inodes free, %s needs %d; collect garbage or remove files", ErrNoSpace, path, free.Inodes, what, inodes)
+		err = fmt.Errorf("%w: %s has %d inodes free, %s needs %d; collect garbage or remove files", ErrNoSpace, path, free.Inodes, what, inodes)
 	}
-	return nil
+	free.Bytes -= bytes
+	free.Inodes -= inodes
+	return free, err
 }
 
-// Room reports with ErrNoSpace whether the database's file system is too full to add so many bytes.
-func (d *DB) Room(bytes int64) error { return d.roomFor(d.reserve()+bytes, reserveInodes) }
+// Room reports with ErrNoSpace whether the database's file system is too full to add so many bytes, and returns what is free besides.
+func (d *DB) Room(bytes int64) (Space, error) {
+	return need("the database", d.dir, d.reserve()+bytes, reserveInodes)
+}
 
-func (d *DB) roomFor(bytes, inodes int64) error { return need("the database", d.dir, bytes, inodes) }
+func (d *DB) roomFor(bytes, inodes int64) error {
+	_, err := need("the database", d.dir, bytes, inodes)
+	return err
+}
 
 // reserve is the free space that must stay: the configured part, and what a compaction may write
 // before it frees what it read.
