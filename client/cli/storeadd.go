@@ -132,7 +132,7 @@ func (a *adder) flush(ctx context.Context) error {
 
 // addLarge adds a tree or a file that is not small, unless it is known to be there.
 func (a *adder) addLarge(ctx context.Context, f client.File, fi os.FileInfo) (store.Path, error) {
-	if !fi.IsDir() && fi.Size() < rememberSize {
+	if (!fi.IsDir() && fi.Size() < rememberSize) || a.memory() == nil { // then nobody needs a listing
 		return a.read(ctx, f)
 	}
 	kind, began := "address "+a.method.Prefix(), time.Now()
