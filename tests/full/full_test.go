@@ -9,7 +9,8 @@
 //   - the daemon, killed with SIGKILL while the disk is full, starts,
 //   - a collection makes room though the disk is full, and the same daemon works again.
 //
-// At the end every object is verified. The database alone is written to while the disk is full again and again (rotate_test.go). Then its file systems become read-only, forbidden, or go down (broken_test.go). It needs root, to mount.
+// At the end every object is verified. The database alone is written to while the disk is full again and again, and opened where processes
+// that died have left it full (rotate_test.go). Then its file systems become read-only, forbidden, or go down (broken_test.go). It needs root, to mount.
 package full
 
 import (
