@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -253,8 +254,9 @@ func seal(fd int, mode uint32, sync bool) error {
 
 // sealTimes gives an open object its final times.
 func sealTimes(fd int, sync bool) error {
-	if err := unix.UtimesNanoAt(fd, "", epoch, unix.AT_EMPTY_PATH); err != nil {
-		return err
+	// As UtimesNanoAt with no path, not an empty one, which the kernel would look up.
+	if _, _, e := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(unsafe.SliceData(epoch))), 0, 0, 0); e != 0 {
+		return e
 	}
 	if !sync {
 		return nil

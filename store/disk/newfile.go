@@ -37,27 +37,30 @@ type newFile struct {
 	path string
 }
 
-// get returns where a file with that key is.
-func (n *newFiles) get(key [32]byte) (string, bool) {
+// add notes a file that is going to be made, and returns the path of an earlier one with the same key. It reports false
+// when there are too many.
+func (n *newFiles) add(f newFile) (twin string, ok bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	path, ok := n.at[key]
-	return path, ok
-}
-
-// add notes a file that is made, and reports false when there are too many.
-func (n *newFiles) add(f newFile) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	twin = n.at[f.key]
 	if len(n.list) >= maxNewFiles {
-		return false
+		return twin, false
 	}
 	if n.at == nil {
 		n.at = map[[32]byte]string{}
 	}
 	n.list = append(n.list, f)
+	if twin == "" {
+		n.at[f.key] = f.path
+	}
+	return twin, true
+}
+
+// instead has others with its key take a file instead of one that they cannot link to.
+func (n *newFiles) instead(f newFile) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	n.at[f.key] = f.path
-	return true
 }
 
 // makeNew makes a small file that comes into the pool later, unless the pool or the tree has it.
@@ -66,14 +69,18 @@ func (t *tree) makeNew(to slot, at int, name string, h *nar.Header, data []byte)
 	if linked || err != nil {
 		return err
 	}
-	if twin, ok := t.later.get(to.key); ok && unix.Linkat(int(t.s.dir.Fd()), filepath.Join(filepath.Base(t.temp), twin), at, name, 0) == nil {
-		t.later.add(newFile{to.key, h.Path}) // both become links of what others may give the pool meanwhile
-		return nil
-	} // else it has no room for links, and this one takes its place
+	f := newFile{to.key, h.Path}
+	twin, ok := t.later.add(f)
+	if twin != "" && unix.Linkat(int(t.s.dir.Fd()), filepath.Join(filepath.Base(t.temp), twin), at, name, 0) == nil {
+		return nil // both become links of what others may give the pool meanwhile
+	}
 	if err := t.maker.Make(at, name, h.Executable, data); err != nil {
 		return err
 	}
-	if !t.later.add(newFile{to.key, h.Path}) {
+	if twin != "" { // which has no room for links, or is not made yet
+		t.later.instead(f)
+	}
+	if !ok {
 		_, err = t.give(to, at, name)
 	}
 	return err

@@ -140,8 +140,8 @@ func (t *tree) takeBack() {
 	for _, key := range t.given {
 		from, err := t.pool.slot(key)
 		var st unix.Stat_t
-		if err == nil && unix.Fstatat(from.shard, from.entry, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Nlink == 1 {
-			unix.Unlinkat(from.shard, from.entry, 0)
+		if err == nil && unix.Fstatat(from.shard, from.entry(), &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Nlink == 1 {
+			unix.Unlinkat(from.shard, from.entry(), 0)
 		}
 	}
 	t.given = nil
@@ -274,13 +274,15 @@ func (f *filter) may(key [32]byte) bool {
 type slot struct {
 	key   [32]byte
 	shard int // handle of the directory
-	entry string
 }
 
 func (p *pool) slot(key [32]byte) (slot, error) {
 	shard, err := p.shard(key[0])
-	return slot{key, shard, hex.EncodeToString(key[1:])}, err
+	return slot{key, shard}, err
 }
+
+// entry is the name in the directory.
+func (s slot) entry() string { return hex.EncodeToString(s.key[1:]) }
 
 // fileHash is the running BLAKE3 hash of a file's archive, which is its key.
 type fileHash struct {
@@ -363,7 +365,7 @@ func (p *pool) take(from slot, at int, name string, same func(fd int) (bool, err
 	if !p.filter.may(from.key) {
 		return false, nil
 	}
-	err := unix.Linkat(from.shard, from.entry, at, name, 0)
+	err := unix.Linkat(from.shard, from.entry(), at, name, 0)
 	switch err {
 	case nil:
 	case unix.ENOENT, unix.EPERM, unix.ENOSPC, unix.EDQUOT:
@@ -371,7 +373,7 @@ func (p *pool) take(from slot, at int, name string, same func(fd int) (bool, err
 	case unix.EMLINK: // full: another takes its place
 		return false, p.forget(from)
 	default:
-		return false, fmt.Errorf("link %s: %w", from.entry, err)
+		return false, fmt.Errorf("link %s: %w", from.entry(), err)
 	}
 	failpoint.Hit("disk/pool/taken")
 	ok, err := p.check(at, name, same)
@@ -382,7 +384,7 @@ func (p *pool) take(from slot, at int, name string, same func(fd int) (bool, err
 	if e := unix.Unlinkat(at, name, 0); e != nil {
 		return false, errors.Join(err, e)
 	}
-	p.s.log.Warn("an entry of the pool of links is damaged and forgotten; verify the store", "entry", from.entry, "error", err)
+	p.s.log.Warn("an entry of the pool of links is damaged and forgotten; verify the store", "entry", from.entry(), "error", err)
 	return false, p.forget(from)
 }
 
@@ -400,19 +402,19 @@ func (p *pool) check(at int, name string, same func(fd int) (bool, error)) (bool
 func (p *pool) give(to slot, at int, name string) (bool, error) {
 	p.events.Add(1)
 	p.filter.add(to.key)
-	switch err := unix.Linkat(at, name, to.shard, to.entry, 0); err {
+	switch err := unix.Linkat(at, name, to.shard, to.entry(), 0); err {
 	case nil, unix.EPERM, unix.ENOSPC, unix.EDQUOT: // without links, or room for them, the file is just not in the pool
 		failpoint.Hit("disk/pool/given")
 		return true, nil
 	case unix.EEXIST:
 		return false, nil
 	default:
-		return false, fmt.Errorf("link %s: %w", to.entry, err)
+		return false, fmt.Errorf("link %s: %w", to.entry(), err)
 	}
 }
 
 func (p *pool) forget(s slot) error {
-	if err := unix.Unlinkat(s.shard, s.entry, 0); err != nil && err != unix.ENOENT {
+	if err := unix.Unlinkat(s.shard, s.entry(), 0); err != nil && err != unix.ENOENT {
 		return err
 	}
 	failpoint.Hit("disk/pool/forgotten")
