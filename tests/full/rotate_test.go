@@ -2,6 +2,7 @@ package full
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -31,8 +32,11 @@ func TestRotation(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			dir := mount(t, kind)
 			r := &rotation{dir: dir, db: filepath.Join(dir, "db"), acknowledged: filepath.Join(t.TempDir(), "acknowledged")}
-			for round := range 4 {
+			for round := 0; round < 4 || round < 16 && !r.enough(t); round++ {
 				r.round(t, round)
+			}
+			if !r.enough(t) {
+				t.Errorf("too little happened")
 			}
 			r.check(t)
 		})
@@ -211,6 +215,17 @@ func (r *rotation) round(t *testing.T, round int) {
 	r.read(t, w)
 }
 
+// enough reports whether so much has happened that it shows something: how much does depends on the machine.
+func (r *rotation) enough(t *testing.T) bool {
+	t.Helper()
+	b, err := os.ReadFile(r.acknowledged)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changes := bytes.Count(b, []byte("put ")) + bytes.Count(b, []byte("delete "))
+	return r.refused > 0 && r.rotations >= 5 && changes >= 100
+}
+
 // check opens the database where there is room, and looks for all that was acknowledged.
 func (r *rotation) check(t *testing.T) {
 	db, err := meta.Open(r.db, store.DefaultDir, rotationOptions)
@@ -269,9 +284,6 @@ func (r *rotation) check(t *testing.T) {
 	}
 	if lost > 0 {
 		t.Errorf("%d objects are not as was acknowledged", lost)
-	}
-	if r.refused == 0 || r.rotations < 5 || count < 30 {
-		t.Errorf("too little happened")
 	}
 	t.Logf("%d transactions acknowledged, %d refused for want of space, %d journals, died %d times; lost %d", count, r.refused, r.rotations, r.died, lost)
 }
