@@ -5,6 +5,7 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"sync"
+	"time"
 )
 
 // The graph of references lives as long as the process, so that Go's rule, to collect when as much again has been allocated, would double what it
@@ -14,6 +15,7 @@ import (
 // Memory that was needed once goes back only when Go has a limit: what lives, what may be allocated, what is not used of what the heap has, and what is
 // not heap, or leastLimit, which a daemon with a small store reaches when it writes much. A heap at its limit is collected without end, with half of the
 // processors, so that the limit follows what lives: each collection is looked at. When the database makes a table, that is 30 MiB more from one to the next.
+// What such a time has left goes back when nothing has been collected for a while (idle): Go itself looks after two minutes only.
 const (
 	headroom    = 48 << 20 // bytes
 	usual       = 88 << 20 // bytes that a heap has when less than five sixths of them live
@@ -23,6 +25,9 @@ const (
 	notHeap     = 8 << 20  // bytes: stacks, the collector's own
 	leastLimit  = usual + notHeap
 )
+
+// idle is after how long without a collection a process gives back what it does not use, once.
+const idle = 2 * time.Second
 
 // spareProcessors is how many goroutines more run at a time than there are processors. Go gives each a processor for 10 ms, in the order in which they
 // came, and waits as long before it takes the processor of one that waits for the disk: a request is handed on between goroutines some ten times,
@@ -66,6 +71,7 @@ func (m *Heap) Opened() {
 		if live() > headroom {
 			debug.FreeOSMemory()
 		}
+		given := true // back, since the last collection
 		for known := uint64(0); ; {
 			next := collection()
 			if now := live(); known == 0 || now > known+known/16 || now < known-known/16 { // setting them stops the world for a moment
@@ -73,8 +79,17 @@ func (m *Heap) Opened() {
 				debug.SetMemoryLimit(limit(now))
 				known = max(now, 1)
 			}
+			var quiet <-chan time.Time
+			if !given {
+				quiet = time.After(idle)
+			}
 			select {
 			case <-next:
+				given = false
+			case <-quiet:
+				debug.FreeOSMemory()
+				<-next // as that collects
+				given = true
 			case <-m.stop:
 				return
 			}

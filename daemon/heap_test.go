@@ -3,6 +3,7 @@ package daemon
 import (
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"testing"
 	"time"
 )
@@ -58,6 +59,33 @@ func TestHeapCollection(t *testing.T) {
 		case <-next:
 		case <-time.After(time.Minute):
 			t.Fatal("nothing is told")
+		}
+	}
+}
+
+// TestHeapIdle gives back what a busy time has left.
+func TestHeapIdle(t *testing.T) {
+	h := TendHeap(func(string) string { return "" })
+	defer h.Close()
+	h.Opened()
+	unused := func() uint64 {
+		sample := []metrics.Sample{{Name: "/memory/classes/heap/free:bytes"}}
+		metrics.Read(sample)
+		return sample[0].Value.Uint64() >> 20
+	}
+	busy := make([][]byte, 64)
+	for i := range busy {
+		busy[i] = make([]byte, 1<<20)
+	}
+	runtime.KeepAlive(busy)
+	busy = nil
+	runtime.GC()
+	if n := unused(); n < 32 {
+		t.Fatalf("%d MiB are unused, which is nothing to give back", n)
+	}
+	for deadline := time.Now().Add(time.Minute); unused() > 8; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d MiB are unused after a minute", unused())
 		}
 	}
 }
