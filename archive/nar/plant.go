@@ -178,13 +178,7 @@ func (m *Maker) Make(at int, name string, executable bool, data []byte) error {
 	if err = writeAll(fd, data); err == nil && !exact.Load() {
 		err = m.setMode(fd, mode, exact)
 	}
-	if err == nil {
-		err = sealTimes(fd, m.sync)
-	}
-	if e := unix.Close(fd); err == nil && e != unix.EINTR {
-		err = e
-	}
-	if err != nil {
+	if err = closeFile(fd, m.sync, err); err != nil {
 		unix.Unlinkat(at, name, 0)
 	}
 	return err
@@ -219,10 +213,10 @@ func create(at int, name string, mode uint32) (int, error) {
 	return fd, err
 }
 
-// closeFile gives a file that was written without an error its final metadata and closes it.
-func closeFile(fd int, executable, sync bool, err error) error {
+// closeFile gives a file that was written without an error its final times and closes it.
+func closeFile(fd int, sync bool, err error) error {
 	if err == nil {
-		err = seal(fd, fileMode(executable), sync)
+		err = sealTimes(fd, sync)
 	}
 	if e := unix.Close(fd); err == nil && e != unix.EINTR {
 		err = e
@@ -355,7 +349,10 @@ func (f *largeFile) run() {
 		p.block.release()
 	}
 	f.summed.Wait()
-	if err = closeFile(f.fd, f.header.Executable, f.t.maker.sync, err); err == nil && f.whole && f.sealed != nil && !f.t.stopped() {
+	if err == nil {
+		err = unix.Fchmod(f.fd, fileMode(f.header.Executable))
+	}
+	if err = closeFile(f.fd, f.t.maker.sync, err); err == nil && f.whole && f.sealed != nil && !f.t.stopped() {
 		err = f.sealed(f.dir.fd, f.name)
 	}
 	if err != nil {

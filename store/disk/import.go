@@ -24,7 +24,7 @@ type Import struct {
 	unpack  errgroup.Group // of small objects
 	failed  atomic.Bool    // one of them is wrong
 	left    int64          // bytes of them until free space is looked at again
-	noted   *givenQuota    // of all trees
+	noted   atomic.Int64   // keys of all trees; see tree
 }
 
 // smallArchive is up to which size an archive is kept in memory until it is unpacked.
@@ -32,7 +32,7 @@ const smallArchive = 256 << 10
 
 // Import begins an import, which must be closed.
 func (s *Store) Import() *Import {
-	i := &Import{s: s, seen: map[store.Path]bool{}, noted: newGivenQuota()}
+	i := &Import{s: s, seen: map[store.Path]bool{}}
 	i.unpack.SetLimit(2 * runtime.GOMAXPROCS(0))
 	return i
 }
@@ -66,7 +66,7 @@ func (i *Import) take(info *store.Info, r io.Reader, receive func(info *store.In
 	} else if err == nil {
 		mine := *info
 		t := i.s.newTree(info.Path)
-		t.noted = i.noted
+		t.noted = &i.noted
 		err = receive(&mine, t, r)
 	}
 	if err != nil {

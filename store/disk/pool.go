@@ -77,24 +77,16 @@ type tree struct {
 	later *newFiles // nil: files come into the pool at once
 
 	mu    sync.Mutex
-	given [][32]byte // keys of what the pool has from it
-	noted *givenQuota
+	given [][32]byte    // keys of what the pool has from it
+	noted *atomic.Int64 // how many such keys it has, or all trees of an import; nil: none are noted
 }
 
-// givenQuota is how many keys may be noted yet, by a tree or all of an import. What is not noted a sweep finds.
-type givenQuota struct{ left atomic.Int64 }
-
+// maxGiven is how many keys are noted. What is not noted a sweep finds.
 const maxGiven = 1 << 16
-
-func newGivenQuota() *givenQuota {
-	q := new(givenQuota)
-	q.left.Store(maxGiven)
-	return q
-}
 
 // newTree returns what makes the object p, or one that has no path yet. No derivation is like another, so that they are no links.
 func (s *Store) newTree(p store.Path) *tree {
-	t := &tree{s: s, temp: s.temp(), noted: newGivenQuota()}
+	t := &tree{s: s, temp: s.temp(), noted: new(atomic.Int64)}
 	if !s.opts.NoDedupe && (p.IsZero() || !p.IsDerivation()) {
 		t.pool = s.pool
 	}
@@ -126,7 +118,7 @@ func (t *tree) drop() {
 // give makes a file of the tree the pool's entry. It reports false when there is one.
 func (t *tree) give(to slot, at int, name string) (bool, error) {
 	given, err := t.pool.give(to, at, name)
-	if given && t.noted != nil && t.noted.left.Add(-1) >= 0 {
+	if given && t.noted != nil && t.noted.Add(1) <= maxGiven {
 		t.mu.Lock()
 		t.given = append(t.given, to.key)
 		t.mu.Unlock()
@@ -141,7 +133,7 @@ func (t *tree) takeBack() {
 		from, err := t.pool.slot(key)
 		var st unix.Stat_t
 		if err == nil && unix.Fstatat(from.shard, from.entry(), &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Nlink == 1 {
-			unix.Unlinkat(from.shard, from.entry(), 0)
+			t.pool.forget(from)
 		}
 	}
 	t.given = nil

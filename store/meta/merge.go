@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/table"
 )
 
@@ -18,12 +19,11 @@ const (
 	anyZeroTables   = 1 << 20 // stop no transaction
 )
 
-// removeLeftTables removes tables that the manifest does not list, which a process has left that died while it merged. Badger does, too, but they
+// removeLeftTables removes tables that the manifest does not list, if there is one, which a process has left that died while it merged. Badger does, too, but they
 // may be what it has no room for.
-func (d *DB) removeLeftTables() error {
-	listed, err := listTables(d.dir)
-	if err != nil || listed == nil {
-		return err
+func (d *DB) removeLeftTables(listed map[uint64]badger.TableManifest) error {
+	if listed == nil {
+		return nil
 	}
 	names, err := filepath.Glob(filepath.Join(d.dir, "*.sst"))
 	if err != nil {
@@ -43,11 +43,7 @@ func (d *DB) removeLeftTables() error {
 
 // mayMerge reports whether there is room for what Badger merges when it is opened with so many bytes in journals: them, level 0 and
 // the first level that has tables, and as much as any other level takes.
-func (d *DB) mayMerge(written int64) (bool, error) {
-	listed, err := listTables(d.dir)
-	if err != nil {
-		return false, err
-	}
+func (d *DB) mayMerge(listed map[uint64]badger.TableManifest, written int64) (bool, error) {
 	levels := map[uint8]int64{}
 	all, first := written, uint8(255)
 	for id, t := range listed {

@@ -44,7 +44,8 @@
 //     and is made again, in part if need be, before anything is added. Nothing is opened or closed, and no full journal left for the next,
 //     without room for the tables that Badger writes then. Where there is no room to merge tables, which Badger does at each opening, it is
 //     opened without that (merge.go), and what a process has left that died while it merged goes before anything else.
-//     What remains: a table is made by Badger alone, from some milliseconds after that look at the room on, and a compaction when it likes. When another program takes all that is left in those moments, reserve and ballast, the
+//     What remains: a table is made by Badger alone, from some milliseconds after that look at the room on, and a compaction when it
+//     likes. When another program takes all that is left in those moments, reserve and ballast, the
 //     process dies, and has lost nothing that was acknowledged. Where a file system writes what it overwrites to another place (btrfs, unless told
 //     otherwise), that is so for journals, too.
 //   - Badger cannot take back a transaction whose flush fails: it is in memory, and perhaps on the disk. Hence something is written
@@ -216,13 +217,17 @@ func (d *DB) open() (err error) {
 	if d.opts.MemTableSize, err = d.memTableFor(journalNames(d.dir)); err != nil {
 		return err
 	}
-	if err := d.removeLeftTables(); err != nil {
+	tables, err := listTables(d.dir)
+	if err != nil {
+		return err
+	}
+	if err := d.removeLeftTables(tables); err != nil {
 		return err
 	}
 	if err := d.roomToOpen(written); err != nil {
 		return err
 	}
-	if d.merging, err = d.mayMerge(written); err != nil {
+	if d.merging, err = d.mayMerge(tables, written); err != nil {
 		return err
 	}
 	if !d.merging {

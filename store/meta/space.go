@@ -38,6 +38,7 @@ type Space struct {
 	TotalInodes int64 // 0 where they are made on demand
 }
 
+// statfs is replaced by tests.
 var statfs = unix.Statfs
 
 // Free returns what is free on the file system of path.
